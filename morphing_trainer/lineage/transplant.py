@@ -1,0 +1,217 @@
+"""Transplant: move weights and optimizer state along a lineage. Full tensors in, full tensors out.
+
+An unchanged tensor is handed on as it is; only what changed is allocated. Nothing old is modified.
+
+The rule for the optimizer: where a new entry's gradient is s times its ancestor's, a moment of order p scales
+by s**p (Adam: exp_avg by s, exp_avg_sq by s**2) and `step` is carried. A parameter that is new as a whole has no state:
+the optimizer starts it with its own step 0, because moments of zero under an old `step` would make the first updates
+several times too large. An entry that is new inside an old tensor gets first moment 0 and, for the same
+reason, the mean of the tensor's second moments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from morphing_trainer.errors import OperationError
+from morphing_trainer.lineage.lineage import NEWBORN, AxisMap, Descent, Fill, Lineage
+
+State = Mapping[str, Any]
+"""Optimizer state of one parameter, e.g. `{"step", "exp_avg", "exp_avg_sq"}`."""
+
+MOMENT_ORDER = {
+    "exp_avg": 1,
+    "momentum_buffer": 1,
+    "grad_avg": 1,
+    "exp_avg_sq": 2,
+    "max_exp_avg_sq": 2,
+    "square_avg": 2,
+    "sum": 2,
+}
+"""Per-entry optimizer state -> its order in the gradient."""
+
+
+@dataclass(frozen=True)
+class Census:
+    """What became of the optimizer's moments, in scalars of trainable parameters."""
+
+    carried: int = 0
+    scaled: int = 0
+    newborn: int = 0
+    dropped: int = 0
+
+
+def transplant_weights(lineage: Lineage, old: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The new model's weights from the old ones, by name; unchanged ones are views of the same storage."""
+    moved: set[str] = set()
+    new: dict[str, Tensor] = {}
+    for name, origin in lineage.origins.items():
+        if not isinstance(origin, Descent):
+            like = old[origin.like].detach()
+            new[name] = _filled(torch.empty_like(like), origin.fill)
+        elif origin.maps:
+            new[name] = _weight(old[origin.ancestor].detach(), origin)
+        else:
+            tensor = old[origin.ancestor].detach()
+            new[name] = tensor.clone() if origin.ancestor in moved else tensor
+            moved.add(origin.ancestor)
+    return new
+
+
+def transplant_states(
+    lineage: Lineage, old: Mapping[str, State], sizes: Mapping[str, int], frozen: Collection[str]
+) -> tuple[dict[str, dict[str, Any]], Census]:
+    """The new parameters' optimizer state, and a census of it.
+
+    Args:
+        lineage: where the new parameters come from.
+        old: old parameter name -> its optimizer state; parameters without state are absent.
+        sizes: new parameter name -> number of scalars.
+        frozen: new parameters that are not trained: they get no state.
+
+    Raises:
+        OperationError: if a tensor changes whose optimizer state has no rule.
+    """
+    moved: set[str] = set()
+    new: dict[str, dict[str, Any]] = {}
+    trained: set[str] = set()
+    carried = scaled = newborn = 0
+    for name, origin in lineage.origins.items():
+        if name in frozen:
+            continue
+        if isinstance(origin, Descent):
+            trained.add(origin.ancestor)
+        state = old.get(origin.ancestor) if isinstance(origin, Descent) and origin.moments == "carried" else None
+        if not state:
+            newborn += sizes[name]
+            continue
+        assert isinstance(origin, Descent)
+        if origin.maps:
+            new[name] = {key: _moment(key, value, origin) for key, value in state.items()}
+            live, plain = _tally(origin.maps, sizes[name])
+            carried, scaled, newborn = carried + plain, scaled + live - plain, newborn + sizes[name] - live
+        else:
+            # `step` is updated in place, so two copies must not share it.
+            new[name] = {key: _copied(value) if origin.ancestor in moved else value for key, value in state.items()}
+            carried += sizes[name]
+        moved.add(origin.ancestor)
+    dropped = sum(_size(state) for name, state in old.items() if name not in trained)
+    return new, Census(carried, scaled, newborn, dropped)
+
+
+def _weight(old: Tensor, origin: Descent) -> Tensor:
+    new = _gather(old, origin.maps, "weight", 1)
+    for entry in origin.maps:
+        born = entry.source == NEWBORN
+        if origin.fill.std and bool(born.any()):
+            index = born.nonzero().squeeze(1).to(new.device)
+            drawn = _filled(torch.empty_like(new.index_select(entry.dim, index)), origin.fill)
+            new.index_copy_(entry.dim, index, drawn)
+        if origin.noise is not None:
+            index = _repeated(entry.source).to(new.device)
+            copies = new.index_select(entry.dim, index)
+            noise = _filled(torch.empty_like(copies), Fill(origin.noise.std, origin.noise.seed))
+            new.index_add_(entry.dim, index, noise * old.std())
+    return new
+
+
+def _moment(key: str, value: Any, origin: Descent) -> Any:
+    if not isinstance(value, Tensor) or value.ndim == 0:
+        return _copied(value)
+    if key not in MOMENT_ORDER:
+        raise OperationError(
+            f"optimizer: its state {key!r} has no rule for a parameter that changes shape ({origin.ancestor}). "
+            f"Known are {', '.join(MOMENT_ORDER)}; use an optimizer such as AdamW, Adam, SGD, RMSprop or Adagrad."
+        )
+    order = MOMENT_ORDER[key]
+    new = _gather(value, origin.maps, "grad", order)
+    live, _ = _tally(origin.maps, new.numel())
+    if order == 2 and 0 < live < new.numel():
+        mean = float(new.sum(dtype=torch.float64)) / live
+        for entry in origin.maps:
+            new.index_fill_(entry.dim, (entry.source == NEWBORN).nonzero().squeeze(1).to(new.device), mean)
+    return new
+
+
+def _gather(old: Tensor, maps: tuple[AxisMap, ...], kind: Literal["weight", "grad"], power: int) -> Tensor:
+    """`old` with every map applied: entries gathered, scaled by factor**power, newborn ones 0. Always a new tensor."""
+    for entry in maps:
+        factors = entry.weight if kind == "weight" else entry.grad
+        old = _take(old, entry.dim, entry.source, None if factors is None else factors**power)
+    return old
+
+
+def _take(old: Tensor, dim: int, source: Tensor, factors: Tensor | None) -> Tensor:
+    """Gather along `dim`, times `factors`. The leading run of unmoved entries is copied as a block."""
+    shape = list(old.shape)
+    shape[dim] = len(source)
+    new = old.new_empty(shape)
+    run = min(len(source), old.shape[dim])
+    if not torch.equal(source[:run], torch.arange(run)):
+        run = 0
+    if factors is not None:
+        wide = torch.float64 if old.dtype == torch.float64 else torch.float32
+        shape_of_factors = [1] * old.ndim
+        shape_of_factors[dim] = -1
+        factors = factors.to(device=old.device, dtype=wide).view(shape_of_factors)
+    head, tail = new.narrow(dim, 0, run), new.narrow(dim, run, len(source) - run)
+    _scale_into(head, old.narrow(dim, 0, run), None if factors is None else factors.narrow(dim, 0, run))
+    rest = source[run:].to(old.device)
+    gathered = old.index_select(dim, rest.clamp(min=0))
+    _scale_into(tail, gathered, None if factors is None else factors.narrow(dim, run, len(rest)))
+    born = (rest == NEWBORN).nonzero().squeeze(1)
+    if len(born):
+        tail.index_fill_(dim, born, 0)
+    return new
+
+
+def _scale_into(out: Tensor, tensor: Tensor, factors: Tensor | None) -> None:
+    if factors is None:
+        out.copy_(tensor)
+    else:
+        torch.mul(tensor, factors, out=out)
+
+
+def _filled(tensor: Tensor, fill: Fill) -> Tensor:
+    if not fill.std:
+        return tensor.zero_()
+    # Drawn on the CPU, in float64, so that every device, rank and dtype gets the same numbers.
+    generator = torch.Generator().manual_seed(fill.seed)
+    drawn = torch.randn(tensor.shape, dtype=torch.float64, generator=generator) * fill.std
+    return tensor.copy_(drawn)
+
+
+def _repeated(source: Tensor) -> Tensor:
+    """Positions whose ancestor has occurred before."""
+    seen: set[int] = set()
+    positions = []
+    for position, old in enumerate(source.tolist()):
+        if old in seen:
+            positions.append(position)
+        seen.add(old)
+    return torch.tensor(positions, dtype=torch.int64)
+
+
+def _tally(maps: tuple[AxisMap, ...], size: int) -> tuple[int, int]:
+    """Of a descendant's scalars: how many have an ancestor, and how many of those keep their moments unscaled."""
+    live = plain = size
+    for entry in maps:
+        total = len(entry.source)
+        has_ancestor = entry.source != NEWBORN
+        unscaled = has_ancestor if entry.grad is None else has_ancestor & (entry.grad == 1)
+        live = live * int(has_ancestor.sum()) // total
+        plain = plain * int(unscaled.sum()) // total
+    return live, plain
+
+
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+def _size(state: State) -> int:
+    return max((value.numel() for value in state.values() if isinstance(value, Tensor)), default=0)
