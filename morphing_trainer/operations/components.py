@@ -1,0 +1,62 @@
+"""Names of parts of a model in a schedule: `attn.0`, `mlp.*`, `attn.0-3`, `h.1`, `wte`, or a list of such."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterable
+from typing import Annotated
+
+from pydantic import AfterValidator
+
+from morphing_trainer.architectures import ARCHITECTURES
+from morphing_trainer.errors import OperationError, suggest
+from morphing_trainer.lineage import ModelSpec
+
+_KINDS = frozenset(kind for architecture in ARCHITECTURES.values() for kind in architecture.components)
+_RANGE = re.compile(r"(\w+)\.(\d+)-(\d+)\Z")
+
+
+def _known(pattern: str) -> str:
+    """Check what can be checked without a model: the kind, and the form of what follows."""
+    kind, dot, index = pattern.partition(".")
+    if "*" not in kind and "?" not in kind and "[" not in kind and kind not in _KINDS:
+        raise ValueError(f"{pattern!r} names no component{suggest(kind, _KINDS)}")
+    if dot and not re.fullmatch(r"[\d*?\[\]-]+", index):
+        raise ValueError(f"{pattern!r}: after the dot comes a layer (attn.0), a range (attn.0-3) or a glob (attn.*)")
+    if (match := _RANGE.match(pattern)) and int(match[2]) > int(match[3]):
+        raise ValueError(f"{pattern!r}: the range runs backwards; write {match[1]}.{match[3]}-{match[2]}")
+    return pattern
+
+
+def _known_each(value: str | list[str]) -> str | list[str]:
+    if not value:
+        raise ValueError("must name at least one component, such as attn.0")
+    for pattern in [value] if isinstance(value, str) else value:
+        _known(pattern)
+    return value
+
+
+Components = Annotated[str | list[str], AfterValidator(_known_each)]
+
+
+def resolve(spec: ModelSpec, patterns: str | Iterable[str]) -> dict[str, frozenset[str]]:
+    """Component name -> its parameters, for everything that the patterns name in this model.
+
+    Raises:
+        OperationError: if a pattern names nothing in this model.
+    """
+    names = spec.architecture.component_names(spec.config)
+    chosen: dict[str, frozenset[str]] = {}
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        if match := _RANGE.match(pattern):
+            wanted = [f"{match[1]}.{layer}" for layer in range(int(match[2]), int(match[3]) + 1)]
+            found = wanted if set(wanted) <= set(names) else []
+        else:
+            found = fnmatch.filter(names, pattern)
+        if not found:
+            kind = pattern.partition(".")[0]
+            last = f"; it has {kind}.0 to {kind}.{spec.layers - 1}" if f"{kind}.0" in names else suggest(pattern, names)
+            raise OperationError(f"{pattern!r} names no component of this model with {spec.layers} layers{last}")
+        chosen |= {name: spec.expand(name) for name in found}
+    return chosen

@@ -1,0 +1,69 @@
+"""Depth: more blocks. Sources: G_stack (Du et al. 2024), LLaMA-Pro (Wu et al. 2024)."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+
+from morphing_trainer.errors import OperationError
+from morphing_trainer.lineage import ModelSpec, regather
+from morphing_trainer.operations.base import ArchitectureOperation, GrowthFactor, Morph, fresh_frozen
+
+LayerIndex = Annotated[int, Field(ge=0)]
+
+
+class StackLayers(ArchitectureOperation):
+    """Repeat the blocks until the model is `value` times as deep, or take those that a list names, e.g. [0, 0, 1, 1].
+
+    `init: copy` (G_stack): new block i is a copy of block i mod L, moments too. The loss jumps and recovers.
+    `init: identity` (LLaMA-Pro): new blocks write zeros to the residual stream, so the function is unchanged; their
+    moments start newborn. `order: append` stacks the blocks as a whole, 0 1 0 1 (what the 7B results used);
+    `interleave` puts every copy behind its original, 0 0 1 1.
+
+    Limits: depth times factor must be a whole number; not for models whose attention scales with the layer's index.
+    """
+
+    family: ClassVar[str] = "Depth"
+    name: Literal["stack_layers"] = "stack_layers"
+    value: GrowthFactor | Annotated[list[LayerIndex], Field(min_length=2)]
+    init: Literal["copy", "identity"] = "copy"
+    order: Literal["append", "interleave"] = "append"
+
+    def morph(self, spec: ModelSpec, rng: torch.Generator) -> Morph:
+        if reason := spec.architecture.depends_on_depth(spec.config):
+            raise OperationError(reason)
+        sources = self._sources(spec.layers)
+        originals = {sources.index(layer) for layer in range(spec.layers) if layer in sources}
+        identity = set(range(len(sources))) - originals if self.init == "identity" else set()
+        new = spec.evolve(layers=len(sources))
+        lineage = regather(spec, new, sources, identity)
+        return Morph(new.evolve(fresh_frozen(lineage, spec.frozen)), lineage, preserving=self.init == "identity")
+
+    def _sources(self, layers: int) -> list[int]:
+        """Old layer behind each new one."""
+        if isinstance(self.value, list):
+            return self._listed(self.value, layers)
+        depth = round(layers * self.value)
+        if abs(depth - layers * self.value) > 1e-6:
+            raise OperationError(
+                f"{layers} layers times {self.value} is {layers * self.value:g}, not a whole number of layers; "
+                f"use {depth / layers:g} for {depth} layers, or a list of source layers"
+            )
+        if self.order == "interleave":
+            return [layer * layers // depth for layer in range(depth)]
+        return [layer % layers for layer in range(depth)]
+
+    def _listed(self, sources: list[int], layers: int) -> list[int]:
+        if (highest := max(sources)) >= layers:
+            raise OperationError(f"the list names layer {highest}, but the model has layers 0 to {layers - 1}")
+        if len(sources) <= layers:
+            raise OperationError(f"the list has {len(sources)} layers, but must have more than the model's {layers}")
+        firsts = [layer for position, layer in enumerate(sources) if layer not in sources[:position]]
+        if self.init == "identity" and firsts != list(range(layers)):
+            raise OperationError(
+                f"init: identity keeps the function only if every old layer comes once in its order before its copies; "
+                f"the list's layers first appear as {firsts}, expected {list(range(layers))}"
+            )
+        return sources

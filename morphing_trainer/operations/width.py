@@ -1,0 +1,106 @@
+"""Width of the MLP. Source: Net2WiderNet (Chen et al. 2016), with uneven shares."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from morphing_trainer.errors import OperationError
+from morphing_trainer.lineage import NEWBORN, Fill, ModelSpec, Units, resize
+from morphing_trainer.operations.base import ArchitectureOperation, Count, GrowthFactor, Morph, fresh_frozen
+
+Split = Literal["uneven", "even", "newborn"]
+
+
+class _Widening(ArchitectureOperation):
+    """What the relative and the absolute operation share."""
+
+    family: ClassVar[str] = "Width"
+    split: Split = "uneven"
+    noise: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+    def _target(self, spec: ModelSpec) -> int:
+        raise NotImplementedError
+
+    def morph(self, spec: ModelSpec, rng: torch.Generator) -> Morph:
+        target = self._target(spec)
+        new = spec.evolve(mlp=target)
+        units = [self._units(spec.mlp, target, rng) for _ in range(spec.layers)]
+        fill = Fill(std=float(spec.config.initializer_range), seed=_seed(rng))
+        lineage = resize(spec, new, "mlp", units, fill)
+        return Morph(new.evolve(fresh_frozen(lineage, spec.frozen)), lineage, preserving=self.noise == 0)
+
+    def _units(self, old: int, new: int, rng: torch.Generator) -> Units:
+        if self.split == "newborn":
+            source = torch.cat([torch.arange(old), torch.full((new - old,), NEWBORN)])
+            return Units(source, torch.ones(new, dtype=torch.float64))
+        source = _balanced(old, new, rng)
+        share = _even(source, old) if self.split == "even" else _uneven(source, old, rng)
+        return Units(source, share, Fill(self.noise, _seed(rng)) if self.noise else None)
+
+
+class WidenMlp(_Widening):
+    """Make the MLP `value` times as wide.
+
+    Every new unit is a copy of an old one; the copies of one unit share its output in parts that add up to 1, so the
+    function is unchanged. `split: uneven` (default) draws unequal parts, because equal copies get equal gradients and
+    never become different; `even` is the plain Net2Wider split; `newborn` adds random units that are read as
+    zero. `noise` disturbs the copies by that fraction of the weights' standard deviation; the function then changes.
+    """
+
+    aliases: ClassVar[tuple[str, ...]] = ("increase_hidden_dim",)
+    name: Literal["widen_mlp"] = "widen_mlp"
+    value: GrowthFactor
+
+    def _target(self, spec: ModelSpec) -> int:
+        target = round(spec.mlp * self.value)
+        if abs(target - spec.mlp * self.value) > 1e-6:
+            raise OperationError(
+                f"{spec.mlp} MLP units times {self.value} is {spec.mlp * self.value:g}, not a whole number; "
+                f"use set_mlp_width {target}"
+            )
+        return target
+
+
+class SetMlpWidth(_Widening):
+    """Make the MLP `value` units wide, at least as wide as it is. Options as in `widen_mlp`."""
+
+    name: Literal["set_mlp_width"] = "set_mlp_width"
+    value: Count
+
+    def _target(self, spec: ModelSpec) -> int:
+        if self.value < spec.mlp:
+            raise OperationError(f"the MLP has {spec.mlp} units already and cannot shrink to {self.value}")
+        return self.value
+
+
+def _seed(rng: torch.Generator) -> int:
+    return int(torch.randint(2**62, (1,), generator=rng))
+
+
+def _balanced(old: int, new: int, rng: torch.Generator) -> Tensor:
+    """(new,) sources: the old units, then copies drawn so that no unit has two more copies than another."""
+    rounds = [torch.randperm(old, generator=rng) for _ in range(-(-(new - old) // old))]
+    return torch.cat([torch.arange(old), *rounds])[:new]
+
+
+def _even(source: Tensor, old: int) -> Tensor:
+    return 1.0 / torch.bincount(source, minlength=old)[source].double()
+
+
+def _uneven(source: Tensor, old: int, rng: torch.Generator) -> Tensor:
+    """Shares in proportions spread over 0.8 ... 1.2, with jitter: no two copies of a unit get nearly the same."""
+    copies = torch.bincount(source, minlength=old)[source]
+    rank = torch.zeros_like(source)
+    for position in range(0, len(source), old):  # the k-th round of `_balanced` holds every unit's k-th copy
+        rank[position : position + old] = position // old
+    spread = 2.0 * rank / (copies - 1).clamp(min=1) - 1.0
+    # Which copy gets the larger part is drawn per unit; otherwise originals would always shrink more.
+    sign = torch.randint(2, (old,), generator=rng)[source] * 2.0 - 1.0
+    jitter = torch.rand(len(source), generator=rng, dtype=torch.float64) * 0.1 - 0.05
+    weight = torch.where(copies > 1, 1.0 + 0.2 * sign * spread.double() + jitter, 1.0)
+    total = torch.zeros(old, dtype=torch.float64).index_add_(0, source, weight)
+    return weight / total[source]
