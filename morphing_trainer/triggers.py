@@ -1,0 +1,240 @@
+"""When an operation is due. A trigger sees a `Clock` and nothing else, and keeps no state of its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from morphing_trainer.operations.base import Count, Steps
+
+
+@dataclass(frozen=True)
+class Clock:
+    """All that a trigger sees.
+
+    Attributes:
+        step: optimizer steps done.
+        epoch: passes over the data, with fraction.
+        tokens: training tokens seen, over all processes.
+        train_seconds: time spent training.
+        waited: optimizer steps since the previous operation, or since the start.
+        evaluations: (step, raw loss) of the evaluations since the previous operation, newest last. A raw loss is what
+            the model gave, NaN included; no average, no filter.
+        evaluating: this tick is an evaluation, its loss the last of `evaluations`.
+    """
+
+    step: int
+    epoch: float
+    tokens: int
+    train_seconds: float
+    waited: int
+    evaluations: tuple[tuple[int, float], ...] = ()
+    evaluating: bool = False
+
+
+class Trigger(BaseModel):
+    """Base of all triggers: pure functions of the clock."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    needs_evaluation: ClassVar[bool] = False
+
+    def due(self, clock: Clock) -> str | None:
+        """Why the operation is due now, or None."""
+        raise NotImplementedError
+
+    def describe(self) -> str:
+        """The condition in words."""
+        raise NotImplementedError
+
+    def progress(self, clock: Clock) -> str:
+        """How far the condition is, in words."""
+        raise NotImplementedError
+
+    def to_data(self) -> dict[str, Any]:
+        """The condition as it stands under `when:`."""
+        raise NotImplementedError
+
+    def can_fire(self, evaluates: bool) -> bool:
+        """Whether it can ever fire in a run that does (not) evaluate."""
+        return evaluates or not self.needs_evaluation
+
+
+class _Valued(Trigger):
+    kind: ClassVar[str]
+    value: Any
+
+    def to_data(self) -> dict[str, Any]:
+        return {self.kind: self.value}
+
+
+class LossBelow(_Valued):
+    """The raw loss of this evaluation is below a value; `.inf` fires at the first evaluation, 0 never."""
+
+    kind: ClassVar[str] = "loss_below"
+    needs_evaluation: ClassVar[bool] = True
+    value: Annotated[float, Field(ge=0)]
+
+    def due(self, clock: Clock) -> str | None:
+        if not clock.evaluating:
+            return None
+        loss = clock.evaluations[-1][1]
+        # A dead model fires nothing: NaN and infinity are no progress, not even under `.inf`.
+        if not math.isfinite(loss) or not loss < self.value:
+            return None
+        return "at an evaluation" if math.isinf(self.value) else f"loss {loss:.4f} < {self.value:g}"
+
+    def describe(self) -> str:
+        return "at the next evaluation" if math.isinf(self.value) else f"loss < {self.value:g}"
+
+    def progress(self, clock: Clock) -> str:
+        if math.isinf(self.value) or not clock.evaluations:
+            return self.describe()
+        return f"loss {clock.evaluations[-1][1]:.4f}, fires below {self.value:g}"
+
+    def can_fire(self, evaluates: bool) -> bool:
+        return evaluates and self.value > 0
+
+
+class Waited(_Valued):
+    """So many optimizer steps have passed since the previous operation, or since the start; 0 is due at once."""
+
+    kind: ClassVar[str] = "waited"
+    value: Steps
+
+    def due(self, clock: Clock) -> str | None:
+        return f"waited {clock.waited} steps" if clock.waited >= self.value else None
+
+    def describe(self) -> str:
+        return f"after {self.value} steps" if self.value else "at once"
+
+    def progress(self, clock: Clock) -> str:
+        return f"{clock.waited} of {self.value} steps waited"
+
+
+class AtStep(_Valued):
+    """The run has done so many optimizer steps."""
+
+    kind: ClassVar[str] = "at_step"
+    value: Steps
+
+    def due(self, clock: Clock) -> str | None:
+        return f"step {clock.step}" if clock.step >= self.value else None
+
+    def describe(self) -> str:
+        return f"at step {self.value}"
+
+    def progress(self, clock: Clock) -> str:
+        return f"step {clock.step} of {self.value}"
+
+
+class AtTokens(_Valued):
+    """The run has trained on so many tokens."""
+
+    kind: ClassVar[str] = "at_tokens"
+    value: Count
+
+    def due(self, clock: Clock) -> str | None:
+        return f"{clock.tokens:,} tokens" if clock.tokens >= self.value else None
+
+    def describe(self) -> str:
+        return f"at {self.value:,} tokens"
+
+    def progress(self, clock: Clock) -> str:
+        return f"{clock.tokens:,} of {self.value:,} tokens"
+
+
+class Plateau(Trigger):
+    """The evaluation loss has stopped falling.
+
+    A straight line is fitted to the last `window` evaluation losses since the previous operation (least squares); the
+    trigger fires when it falls by less than `slope` per 1,000 optimizer steps. A window with a NaN or infinite loss
+    does not fire.
+    """
+
+    kind: ClassVar[str] = "plateau"
+    needs_evaluation: ClassVar[bool] = True
+    window: Annotated[int, Field(ge=2)]
+    slope: Annotated[float, Field(ge=0)] = 0.0
+
+    def _fall(self, clock: Clock) -> float | None:
+        """Fall of the loss per 1,000 steps over the window, None until the window is full of finite losses."""
+        recent = clock.evaluations[-self.window :]
+        losses = np.array([loss for _, loss in recent])
+        if len(recent) < self.window or not np.isfinite(losses).all():
+            return None
+        steps = np.array([step for step, _ in recent], dtype=np.float64)
+        steps -= steps.mean()
+        spread = float((steps**2).sum())
+        return -1000.0 * float((steps * losses).sum()) / spread if spread else None
+
+    def due(self, clock: Clock) -> str | None:
+        fall = self._fall(clock) if clock.evaluating else None
+        if fall is None or fall >= self.slope:
+            return None
+        return f"plateau: loss falls by {fall:.4g} per 1,000 steps over {self.window} evaluations"
+
+    def describe(self) -> str:
+        return f"loss falls by less than {self.slope:g} per 1,000 steps ({self.window} evaluations)"
+
+    def progress(self, clock: Clock) -> str:
+        fall = self._fall(clock)
+        if fall is None:
+            return f"plateau: {min(len(clock.evaluations), self.window)} of {self.window} evaluations"
+        return f"loss falls by {fall:.4g} per 1,000 steps, fires below {self.slope:g}"
+
+    def to_data(self) -> dict[str, Any]:
+        return {self.kind: {"window": self.window, "slope": self.slope}}
+
+
+class _Composite(Trigger):
+    kind: ClassVar[str]
+    joint: ClassVar[str]
+    parts: Annotated[tuple[Trigger, ...], Field(min_length=1)]
+
+    def describe(self) -> str:
+        return self.joint.join(part.describe() for part in self.parts)
+
+    def progress(self, clock: Clock) -> str:
+        return self.joint.join(part.progress(clock) for part in self.parts)
+
+    def to_data(self) -> dict[str, Any]:
+        return {self.kind: [part.to_data() for part in self.parts]}
+
+
+class AllOf(_Composite):
+    """All conditions hold at the same tick. Losses are only seen at evaluations."""
+
+    kind: ClassVar[str] = "all"
+    joint: ClassVar[str] = " and "
+
+    def due(self, clock: Clock) -> str | None:
+        reasons = [part.due(clock) for part in self.parts]
+        return None if None in reasons else self.joint.join(reason for reason in reasons if reason)
+
+    def can_fire(self, evaluates: bool) -> bool:
+        return all(part.can_fire(evaluates) for part in self.parts)
+
+
+class AnyOf(_Composite):
+    """Any condition holds."""
+
+    kind: ClassVar[str] = "any"
+    joint: ClassVar[str] = " or "
+
+    def due(self, clock: Clock) -> str | None:
+        return next((reason for part in self.parts if (reason := part.due(clock))), None)
+
+    def can_fire(self, evaluates: bool) -> bool:
+        return any(part.can_fire(evaluates) for part in self.parts)
+
+
+VALUED: Mapping[str, type[_Valued]] = {entry.kind: entry for entry in (LossBelow, Waited, AtStep, AtTokens)}
+COMPOSITE: Mapping[str, type[_Composite]] = {entry.kind: entry for entry in (AllOf, AnyOf)}
+KINDS: tuple[str, ...] = (*VALUED, Plateau.kind, *COMPOSITE)
+"""What may stand under `when:`."""
