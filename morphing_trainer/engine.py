@@ -1,0 +1,144 @@
+"""The engine: one architecture operation on live objects, all or nothing.
+
+Nothing of the old model or optimizer is modified. Unchanged tensors are shared with the new model, so the old one
+must not be trained further once the new one is in use; until then it is whole.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from transformers import PreTrainedModel
+
+from morphing_trainer.lineage import Census, Descent, Lineage, ModelSpec, transplant_states, transplant_weights
+from morphing_trainer.operations import ArchitectureOperation, Morph
+
+Groups = Mapping[str, int]
+"""Parameter name -> index of its param group, frozen parameters included."""
+
+
+@dataclass(frozen=True)
+class Grown:
+    """What an operation makes of a model and its optimizer.
+
+    Attributes:
+        morph: the operation's description of the change.
+        model: the new model, same class, weights by lineage.
+        groups: param group of every parameter.
+        states: parameter name -> optimizer state, to be installed once the optimizer is in place.
+        census: what became of the moments.
+    """
+
+    morph: Morph
+    model: PreTrainedModel
+    groups: dict[str, int]
+    states: dict[str, dict[str, Any]]
+    census: Census
+
+
+def grow(
+    operation: ArchitectureOperation,
+    spec: ModelSpec,
+    model: PreTrainedModel,
+    states: Mapping[str, Mapping[str, Any]],
+    groups: Groups,
+    rng: torch.Generator,
+) -> Grown:
+    """Apply `operation` to an unwrapped model.
+
+    Args:
+        spec: the model's description.
+        states: parameter name -> optimizer state.
+        groups: parameter name -> param group.
+        rng: source of the operation's random choices. The global generators are not touched.
+
+    Raises:
+        OperationError: if the operation does not fit; nothing has changed then.
+    """
+    morph = operation.morph(spec, rng)
+    weights = transplant_weights(morph.lineage, dict(model.named_parameters()))
+    new = dressed(morph.spec, weights, like=model)
+    sizes = {name: parameter.numel() for name, parameter in new.named_parameters()}
+    new_states, census = transplant_states(morph.lineage, states, sizes, morph.spec.frozen)
+    return Grown(morph, new, _inherit_groups(morph.lineage, groups), new_states, census)
+
+
+def dressed(
+    spec: ModelSpec, weights: Mapping[str, torch.Tensor], like: PreTrainedModel | None = None
+) -> PreTrainedModel:
+    """A model of description `spec` that owns `weights` (no copy), with the run-time switches of `like`."""
+    new = spec.build("meta")
+    parameters = {name: nn.Parameter(tensor, requires_grad=name not in spec.frozen) for name, tensor in weights.items()}
+    tied = spec.architecture.tied if spec.config.tie_word_embeddings else {}
+    parameters |= {name: parameters[owner] for name, owner in tied.items()}
+    new.load_state_dict(parameters, strict=True, assign=True)
+    if like is not None:
+        new.train(like.training)
+        new.generation_config = like.generation_config
+        new.loss_type = like.loss_type
+        for old_module, new_module in ((like, new), (like.base_model, new.base_model)):
+            for switch in ("gradient_checkpointing", "_gradient_checkpointing_func"):
+                if hasattr(old_module, switch):
+                    setattr(new_module, switch, getattr(old_module, switch))
+    return new
+
+
+def states_by_name(model: nn.Module, optimizer: Optimizer) -> dict[str, Mapping[str, Any]]:
+    """Parameter name -> its optimizer state, for parameters that have one. The optimizer is asked by parameter."""
+    state = optimizer.state
+    return {name: state[parameter] for name, parameter in model.named_parameters() if state.get(parameter)}
+
+
+def install_states(model: nn.Module, optimizer: Optimizer, states: Mapping[str, dict[str, Any]]) -> None:
+    """Give the optimizer the state of each parameter, by name."""
+    parameters = dict(model.named_parameters())
+    for name, state in states.items():
+        optimizer.state[parameters[name]] = state
+
+
+def groups_of(model: nn.Module, optimizer: Optimizer, spec: ModelSpec) -> dict[str, int]:
+    """Param group of every parameter. One that is not in the optimizer (frozen) belongs where its like is.
+
+    Its like is, in this order: the same parameter of another layer, a parameter with as many dimensions, group 0.
+    """
+    index = {id(p): number for number, group in enumerate(optimizer.param_groups) for p in group["params"]}
+    known = {name: index[id(p)] for name, p in model.named_parameters() if id(p) in index}
+    by_key = {spec.architecture.locate(name)[0]: number for name, number in known.items()}
+    by_dimensions = {len(spec.shapes[name]): number for name, number in known.items()}
+    return {
+        name: known.get(name, by_key.get(spec.architecture.locate(name)[0], by_dimensions.get(len(shape), 0)))
+        for name, shape in spec.shapes.items()
+    }
+
+
+def rebuild_optimizer(optimizer: Optimizer, model: nn.Module, groups: Groups) -> Optimizer:
+    """The optimizer's class with its param groups, over the trainable parameters of `model`, without state."""
+    trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    options = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    new_groups = [
+        {**options[number], "params": [parameter for name, parameter in trainable if groups[name] == number]}
+        for number in range(len(options))
+    ]
+    accepted = inspect.signature(type(optimizer).__init__).parameters
+    takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in accepted.values())
+    defaults = {key: value for key, value in optimizer.defaults.items() if takes_any or key in accepted}
+    return type(optimizer)(new_groups, **defaults)
+
+
+def optimizer_names(model: nn.Module, optimizer: Optimizer) -> list[list[str]]:
+    """Names of the parameters of each param group, in the order that the optimizer's `state_dict` numbers them."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return [[names[id(parameter)] for parameter in group["params"]] for group in optimizer.param_groups]
+
+
+def _inherit_groups(lineage: Lineage, groups: Groups) -> dict[str, int]:
+    return {
+        name: groups[origin.ancestor if isinstance(origin, Descent) else origin.like]
+        for name, origin in lineage.origins.items()
+    }
