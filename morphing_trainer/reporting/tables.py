@@ -1,0 +1,303 @@
+"""The schedule and its operations as text: human numbers, tables, banners.
+
+Every view exists twice: as a rich renderable for a terminal (`plan_table`, `operations_table`, `banner`), and as plain
+text for pipes and log files (`plan_lines`, `operations_lines`, `operation_line`). All are pure functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich import box
+from rich.console import Console, ConsoleOptions, JustifyMethod, RenderableType, RenderResult
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from morphing_trainer.reporting.console import (
+    clean,
+    count,
+    duration,
+    loss_text,
+    operation_text,
+    rate_text,
+    shape_text,
+)
+from morphing_trainer.reporting.records import Record, Stage
+
+_PANEL = 88  # columns of a banner, where the terminal has as many
+_LONGEST_WORD = 27  # the longest name of an operation
+_WIDE = 110  # columns of a terminal from which a table puts every column side by side
+
+Change = tuple[str, str]
+
+
+_SHAPE = ("layers", "hidden", "mlp")
+_SETTINGS: tuple[tuple[str, str, str, Callable[[Any], str]], ...] = (  # field, name in tables, name in banners, format
+    ("learning_rate", "lr", "learning rate", rate_text),
+    ("batch_size", "batch", "batch size", str),
+    ("grad_accum", "accumulation", "accumulation", str),
+    ("warmup_steps", "warm-up", "warm-up steps", str),
+    ("eval_iters", "eval batches", "eval batches", lambda batches: "all" if batches is None else str(batches)),
+    ("eval_interval", "eval every", "eval every", lambda steps: "off" if steps is None else f"{steps:,}"),
+)
+
+
+def setting_changes(before: Mapping[str, Any], after: Mapping[str, Any], *, long: bool = False) -> list[Change]:
+    """(name, `old -> new`) of every hyper-parameter that `after` has and that differs from `before`."""
+    changes = []
+    for key, short_name, long_name, write in _SETTINGS:
+        if key in after and (key not in before or before[key] != after[key]):
+            old = f"{write(before[key])} -> " if key in before else ""
+            changes.append((long_name if long else short_name, f"{old}{write(after[key])}"))
+    if before.get("lr_anchor", 0) != after.get("lr_anchor", before.get("lr_anchor", 0)):
+        changes.append(("lr schedule", f"restarts at step {after['lr_anchor']:,}"))
+    return changes
+
+
+def shape_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]:
+    """(name, `old -> new`) of layers, hidden and mlp, where they differ."""
+    return [(k, f"{before[k]} -> {after[k]}") for k in _SHAPE if k in before and k in after and before[k] != after[k]]
+
+
+def parameter_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]:
+    """Rows on parameters and trainable parameters; none if neither changed."""
+    old, new = before.get("parameters"), after.get("parameters")
+    free_old, free_new = before.get("trainable", old), after.get("trainable", new)
+    rows = []
+    if old is not None and new is not None and old != new:
+        growth = f" ({100 * (new - old) / old:+.0f}%)" if old else ""
+        rows.append(("parameters", f"{count(old)} -> {count(new)}{growth}"))
+    known = free_old is not None and free_new is not None
+    if known and free_old != free_new and (free_old, free_new) != (old, new):
+        whole = "" if new is None else " (all)" if free_new == new else f" of {count(new)}"
+        rows.append(("trainable", f"{count(free_old)} -> {count(free_new)}{whole}"))
+    return rows
+
+
+def moments_text(moments: Mapping[str, int]) -> str:
+    """`1.20M carried, 400k newborn`; empty where the optimizer had nothing to carry."""
+    return ", ".join(
+        f"{count(n)} {kind}" for kind in ("carried", "scaled", "newborn", "dropped") if (n := moments.get(kind))
+    )
+
+
+def loss_change(record: Record, later: Mapping[int, float] | None = None) -> str:
+    """`before -> after`; a loss known only from a `later` evaluation (by record index) is marked with `*`."""
+    before, after = record.before.get("loss"), record.after.get("loss")
+    if after is not None:
+        end = loss_text(after)
+    elif later and record.index in later:
+        end = f"{loss_text(later[record.index])}*"
+    else:
+        end = "next evaluation"
+    return end if before is None else f"{loss_text(before)} -> {end}"
+
+
+def _facts(record: Record, *, long: bool) -> list[Change]:
+    """Everything that `record` changed or says about its work, as rows; what does not apply has no row."""
+    rows = shape_changes(record.before, record.after) + parameter_changes(record.before, record.after)
+    rows += setting_changes(record.before, record.after, long=long)
+    if moments := moments_text(record.moments):
+        rows.append(("moments", moments))
+    if record.preserving is not None:
+        rows.append(("function", "preserved" if record.preserving else "changed, the loss may jump and recover"))
+    if record.note:
+        rows.append(("note", clean(record.note)))
+    return rows
+
+
+@dataclass(frozen=True)
+class _Responsive:
+    """A table that takes its columnar form where there is room, and a narrow one, with fewer columns, elsewhere."""
+
+    wide: Table
+    narrow: Table
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield self.wide if options.max_width >= _WIDE else self.narrow
+
+
+def _table(title: str, columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[str | Text]]) -> Table:
+    """`columns`: (header, kind); kind is `text` (may wrap), `fixed`, or `number` (fixed, right-aligned)."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for i, (header, kind) in enumerate(columns):
+        justify: JustifyMethod = "right" if kind == "number" else "left"
+        longest_word = max((len(word) for row in rows for word in str(row[i]).split()), default=0)
+        least = (
+            min(longest_word, _LONGEST_WORD) if kind == "text" else None
+        )  # else names are broken where room is short
+        table.add_column(header, no_wrap=kind != "text", justify=justify, overflow="fold", min_width=least)
+    for row in rows:
+        table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))  # `Text`: `[0]` is no markup
+    return table
+
+
+def _aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Columns set with spaces; empty columns are left out."""
+    kept = [i for i in range(len(header)) if any(row[i] for row in rows)]
+    widths = [max(len(line[i]) for line in (header, *rows)) for i in kept]
+    return [
+        "  ".join(line[i].ljust(width) for i, width in zip(kept, widths, strict=True)).rstrip()
+        for line in (header, *rows)
+    ]
+
+
+def _joined(changes: Sequence[Change]) -> str:
+    return ", ".join(f"{name} {text}" for name, text in changes)
+
+
+_PLAN = ("#", "operation", "fires", "depth x width", "parameters", "trainable", "settings")
+
+
+def _plan_rows(stages: Sequence[Stage]) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = []
+    previous: Mapping[str, Any] = {}
+    for stage in stages:
+        settings = stage.settings.to_dict()
+        changed = setting_changes(previous, settings) if previous else _summary(settings)
+        name = "start" if stage.operation is None else operation_text(stage.operation, stage.value)
+        rows.append((str(stage.index), name, clean(stage.trigger), *_size(stage), _joined(changed)))
+        previous = settings
+    if len(stages) > 1:
+        rows.append(("", "target", "", *_size(stages[-1]), _joined(_summary(previous))))
+    return rows
+
+
+def _summary(settings: Mapping[str, Any]) -> list[Change]:
+    """All settings that say something: accumulation over 1 step, warm-up of 0 steps and the like are left out."""
+    dull = {"grad_accum": 1, "warmup_steps": 0, "eval_iters": None, "eval_interval": None}
+    return setting_changes(
+        {}, {k: v for k, v in settings.items() if k != "lr_anchor" and (k not in dull or dull[k] != v)}
+    )
+
+
+def _size(stage: Stage) -> tuple[str, str, str]:
+    shape = shape_text({key: getattr(stage, key) for key in _SHAPE})
+    return shape, count(stage.parameters), "all" if stage.trainable == stage.parameters else count(stage.trainable)
+
+
+def plan_lines(stages: Sequence[Stage]) -> list[str]:
+    """The plan as plain lines: a heading and one line per stage, then the target. Empty for no stages."""
+    if not stages:
+        return []
+    header, *rows = [(*row[:2], *row[3:], row[2]) for row in (_PLAN, *_plan_rows(stages))]  # the longest column last
+    return [f"Schedule: {_operations(len(stages) - 1)}", *_aligned(header, rows)]
+
+
+def plan_table(stages: Sequence[Stage]) -> RenderableType:
+    """The schedule played through without weights: one row per stage, from the start to the target architecture."""
+    wide, narrow = [], []
+    for number, name, fires, shape, parameters, trainable, settings in _plan_rows(stages):
+        ends = name in ("start", "target")
+        title, settings = Text(name, style="bold" if ends else "cyan"), _in_lines(settings, 2 if ends else 1)
+        wide.append((number, title, fires, shape, parameters, trainable, settings))
+        narrow.append((number, _stacked(title, fires, settings), shape, parameters, trainable))
+    kinds = ("number", "text", "text", "fixed", "number", "number", "text")
+    columns = list(zip(_PLAN, kinds, strict=True))
+    heading = f"Schedule: {_operations(len(stages) - 1)}"
+    return _Responsive(_table(heading, columns, wide), _table(heading, columns[:2] + columns[3:-1], narrow))
+
+
+def _in_lines(changes: str, per_line: int) -> str:
+    """Breaks between changes, because a break inside one ("accumulation 1 ->") is hard to read."""
+    parts = changes.split(", ")
+    return ",\n".join(", ".join(parts[i : i + per_line]) for i in range(0, len(parts), per_line))
+
+
+def _stacked(title: Text, *below: str) -> Text:
+    return Text("\n").join([title, *(Text(line, style="dim") for line in below if line)])
+
+
+def _operations(number: int) -> str:
+    return "no operations" if number <= 0 else "1 operation" if number == 1 else f"{number} operations"
+
+
+_OPERATIONS = ("step", "operation", "trigger", "before -> after", "parameters", "loss", "took")
+
+
+def _operation_rows(records: Sequence[Record], later: Mapping[int, float] | None) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = []
+    for record in records:
+        changed = shape_changes(record.before, record.after) + setting_changes(record.before, record.after)
+        sizes = dict(parameter_changes(record.before, record.after))
+        if "trainable" in sizes and "parameters" not in sizes:  # frozen or thawed: the size column would say nothing
+            changed.append(("trainable", sizes["trainable"]))
+        new = record.after.get("parameters")
+        size = sizes.get("parameters", count(new) if new is not None else "").split(" (")[0]
+        name, loss = operation_text(record.operation, record.value), loss_change(record, later)
+        rows.append(
+            (f"{record.step:,}", name, clean(record.trigger), _joined(changed), size, loss, duration(record.seconds))
+        )
+    return rows
+
+
+def operations_lines(records: Sequence[Record], later: Mapping[int, float] | None = None) -> list[str]:
+    """The table after a run as plain lines; see `operations_table`."""
+    if not records:
+        return ["No operation was applied."]
+    lines = [f"{_operations(len(records))} applied", *_aligned(_OPERATIONS, _operation_rows(records, later))]
+    return [*lines, _FOOTNOTE] if _late(records, later) else lines
+
+
+_FOOTNOTE = "* at the next evaluation, after more training"
+
+
+def _late(records: Sequence[Record], later: Mapping[int, float] | None) -> bool:
+    return any(record.after.get("loss") is None and record.index in (later or {}) for record in records)
+
+
+def operations_table(records: Sequence[Record], later: Mapping[int, float] | None = None) -> RenderableType:
+    """What was applied: step, operation, trigger, what changed, parameters, evaluation loss, seconds.
+
+    Args:
+        records: the operations in the order they were applied.
+        later: by `Record.index`, the loss at the next evaluation of operations that were not evaluated right away.
+    """
+    if not records:
+        return Text("No operation was applied.")
+    wide, narrow = [], []
+    for step, name, trigger, changed, size, loss, took in _operation_rows(records, later):
+        title, changed = Text(name, style="cyan"), _in_lines(changed, 1)
+        wide.append((step, title, trigger, changed, size, loss, took))
+        size, loss = size.replace(" -> ", " ->\n"), loss.replace(" -> ", " ->\n").replace("next ", "next\n")
+        narrow.append((step, _stacked(title, trigger), changed, size, loss, took))
+    kinds = ("number", "text", "text", "text", "fixed", "fixed", "number")
+    columns = list(zip(_OPERATIONS, kinds, strict=True))
+    heading = f"{_operations(len(records))} applied"
+    both = (_table(heading, columns, wide), _table(heading, columns[:2] + columns[3:], narrow))
+    for table in both:
+        table.caption, table.caption_justify = (_FOOTNOTE if _late(records, later) else None), "left"
+    return _Responsive(*both)
+
+
+def operation_line(record: Record) -> str:
+    """One operation on one plain line."""
+    name = operation_text(record.operation, record.value) + (f" ({clean(record.desc)})" if record.desc else "")
+    facts = "; ".join(f"{label} {text}" for label, text in _facts(record, long=True))
+    ending = f"loss {loss_change(record)}; took {duration(record.seconds)}"
+    return "; ".join(part for part in (f"{name}: {clean(record.trigger)}", facts, ending) if part)
+
+
+def banner(record: Record) -> RenderableType:
+    """One operation as a panel: trigger, what changed, moments, whether the function is preserved, loss, seconds."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    rows = [("", clean(record.desc))] if record.desc else []
+    rows += [("trigger", clean(record.trigger)), *_facts(record, long=True)]
+    for label, text in [*rows, ("loss", loss_change(record)), ("took", duration(record.seconds))]:
+        grid.add_row(label, Text(text, style="" if label else "italic"))
+    title = Text(operation_text(record.operation, record.value), style="bold")
+    subtitle = Text(f"step {record.step:,}", style="dim")
+    return Panel(
+        grid,
+        title=title,
+        title_align="left",
+        subtitle=subtitle,
+        subtitle_align="right",
+        border_style="cyan",
+        width=_PANEL,
+    )

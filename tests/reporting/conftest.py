@@ -1,0 +1,74 @@
+"""A small schedule and its records, one operation of each kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from morphing_trainer.reporting import log
+from morphing_trainer.reporting.records import Record, Stage
+from morphing_trainer.settings import Settings
+
+START = Settings(learning_rate=3e-4, batch_size=8, grad_accum=1, warmup_steps=100, eval_iters=50, eval_interval=200)
+FASTER = replace(START, learning_rate=6e-4)
+LARGER = replace(FASTER, batch_size=16, grad_accum=2)
+
+
+def _stage(index: int, operation: str | None, value: Any, size: tuple[int, int, int, int], settings: Settings) -> Stage:
+    layers, mlp, parameters, trainable = size
+    trigger = "" if operation is None else f"loss < {9 - index}.5 or after {index}00 steps"
+    return Stage(index, operation, value, trigger, layers, 128, mlp, parameters, trainable, settings)
+
+
+@pytest.fixture
+def stages() -> list[Stage]:
+    return [
+        _stage(0, None, None, (4, 512, 1_230_000, 1_230_000), START),
+        _stage(1, "change_lr", 2.0, (4, 512, 1_230_000, 1_230_000), FASTER),
+        _stage(2, "stack_layers", [0, 0, 1, 1, 2, 2, 3, 3], (8, 512, 2_020_000, 2_020_000), FASTER),
+        _stage(3, "freeze_layer", "mlp.*", (8, 512, 2_020_000, 1_800_000), FASTER),
+        _stage(4, "change_batch_size", 2.0, (8, 512, 2_020_000, 1_800_000), LARGER),
+    ]
+
+
+@pytest.fixture
+def record(stages: list[Stage]) -> Callable[..., Record]:
+    """`record(i, step, **changes)`: the record of the i-th operation, from 1."""
+
+    def facts(stage: Stage, loss: float | None) -> dict[str, Any]:
+        names = ("layers", "hidden", "mlp", "parameters", "trainable")
+        return {name: getattr(stage, name) for name in names} | {"loss": loss} | stage.settings.to_dict()
+
+    def make(i: int, step: int, losses: tuple[float | None, float | None] = (4.4321, None), **changes: Any) -> Record:
+        old, new = stages[i - 1], stages[i]
+        assert new.operation is not None
+        made = Record(
+            index=i - 1,
+            operation=new.operation,
+            value=new.value,
+            desc=None,
+            trigger="loss 4.432 < 4.5",
+            step=step,
+            tokens=1000 * step,
+            before=facts(old, losses[0]),
+            after=facts(new, losses[1]),
+            moments={"carried": 0, "scaled": 0, "newborn": 0, "dropped": 0},
+            seconds=0.0123,
+            preserving=None,
+            multipliers={},
+        )
+        return replace(made, **changes)
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def _quiet_afterwards() -> Iterator[None]:
+    """No test leaves a handler on the library's logger."""
+    yield
+    log.close_run_log()
+    log.detach_console()
+    assert not log.LOGGER.handlers
