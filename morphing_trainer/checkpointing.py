@@ -1,0 +1,131 @@
+"""A Trainer whose checkpoints are whole or not there, know their architecture, and are loaded strictly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import Trainer
+
+from morphing_trainer.checkpoint import latest_valid, prune, publish, staging_folder, write_manifest
+from morphing_trainer.checkpoint.store import checkpoints
+from morphing_trainer.engine import optimizer_names
+from morphing_trainer.errors import CheckpointError
+from morphing_trainer.lineage import ModelSpec
+from morphing_trainer.run.applying import bare_optimizer
+from morphing_trainer.run.bundle import REQUIRED, Bundle, load_model, read_bundle, write_bundle
+from morphing_trainer.run.folder import JOURNAL
+from morphing_trainer.run.session import Session
+from morphing_trainer.schedule import Schedule
+
+
+class CheckpointingTrainer(Trainer):
+    """The saving and loading half of `MorphingTrainer`."""
+
+    session: Session | None = None
+    schedule: Schedule
+    _bundle: Bundle | None = None
+    _staging: Path | None = None
+    _pushes: list[str]
+    _arguments: dict[str, Any]
+    """The arguments as they were given: operations change them while the run goes on."""
+
+    @property
+    def run_folder(self) -> Path:
+        return Path(self.args.output_dir)
+
+    def find_bundle(self, resume: str | bool | None) -> Bundle | None:
+        """The checkpoint that `resume` asks for, verified: the latest valid one for True, None for a fresh start.
+
+        Raises:
+            CheckpointError: if there is none, or the one named is damaged or cannot be resumed by this run.
+        """
+        if resume is None or resume is False:
+            return None
+        if resume is not True and str(resume).lower() not in ("true", "1", "yes"):
+            return read_bundle(Path(resume), self.args.world_size)
+        path = latest_valid(self.run_folder, REQUIRED)
+        if path is None:
+            damaged = [folder.name for folder in checkpoints(self.run_folder)]
+            what = f"all its checkpoints are damaged ({', '.join(damaged)})" if damaged else "it holds no checkpoint"
+            raise CheckpointError(
+                f"resume_from_checkpoint: nothing to resume in {self.run_folder}: {what}. Start afresh with "
+                "--overwrite_output_dir, or name another folder."
+            )
+        return read_bundle(path, self.args.world_size)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Nothing: the model was rebuilt before training began, and a lenient second load would only hide faults."""
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        assert self._bundle is not None
+        names = optimizer_names(self.model, bare_optimizer(self))
+        if names != [list(group) for group in self._bundle.optimizer_names]:
+            raise CheckpointError(
+                f"{checkpoint}: its optimizer has other parameters or param groups than this run's; resume with the "
+                "optimizer and grouping that it was saved with."
+            )
+        super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_best_model(self) -> None:
+        """The best checkpoint may hold another architecture than the last."""
+        path = Path(self.state.best_model_checkpoint)
+        bundle = read_bundle(path, self.args.world_size)
+        spec = ModelSpec.from_dict(bundle.state["spec"])
+        self.model = self.model_wrapped = load_model(path, spec, self.model, self.args.device)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._staging) if self._staging is not None else super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write into a staging folder, then let the checkpoint appear at once."""
+        assert self.session is not None, "checkpoints are saved while training"
+        consensus = self.session.consensus
+        name = f"checkpoint-{self.state.global_step}"
+        final = self.run_folder / name
+        # All ranks write into one folder, which rank 0 makes.
+        if self.args.should_save:
+            self._staging = staging_folder(self.run_folder, name)
+        self._staging = Path(consensus.shared(str(self._staging)))
+        try:
+            super()._save_checkpoint(model, trial)
+            consensus.barrier()
+            if self.args.should_save:
+                self._complete(self._staging, final)
+        finally:
+            self._staging = None
+        consensus.barrier()
+        if self.state.best_global_step == self.state.global_step:
+            self.state.best_model_checkpoint = str(final)
+        for folder in self._pushes:
+            super()._push_from_checkpoint(folder)
+        self._pushes = []
+
+    def _complete(self, staging: Path, final: Path) -> None:
+        assert self.session is not None
+        # The inherited method has made a folder of the final name inside; only a neighbour can be renamed atomically.
+        written = (staging / final.name).rename(staging.with_name(f"{staging.name}-written"))
+        staging.rmdir()
+        if self.state.best_global_step == self.state.global_step:
+            self.state.best_model_checkpoint = str(final)
+            self.state.save_to_json(str(written / "trainer_state.json"))
+        write_bundle(
+            written,
+            self.session.state,
+            arguments=self._arguments,
+            schedule=self.schedule.to_list(),
+            optimizer_names=optimizer_names(self.model, bare_optimizer(self)),
+            journal=self.run_folder / JOURNAL,
+        )
+        write_manifest(written)
+        publish(written, final)
+        best = self.state.best_model_checkpoint
+        if self.args.save_total_limit is not None:
+            prune(self.run_folder, self.args.save_total_limit, [final, *([Path(best)] if best else [])])
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Pushed once it is published, from where it stays."""
+        self._pushes.append(str(self.run_folder / Path(checkpoint_folder).name))

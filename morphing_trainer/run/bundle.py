@@ -1,0 +1,140 @@
+"""What a checkpoint of a run holds beside the Trainer's own files, and how a model is rebuilt from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from transformers import PreTrainedModel
+
+from morphing_trainer.checkpoint import verify
+from morphing_trainer.engine import dressed
+from morphing_trainer.errors import CheckpointError
+from morphing_trainer.lineage import ModelSpec
+from morphing_trainer.run.folder import JOURNAL
+from morphing_trainer.run.journal import Event, read_journal
+from morphing_trainer.run.state import RunState
+
+FORMAT = 1
+STATE = "morph_state.json"
+WEIGHTS = "model.safetensors"
+REQUIRED = (STATE, JOURNAL, "config.json", WEIGHTS, "optimizer.pt", "scheduler.pt", "trainer_state.json")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified checkpoint, read.
+
+    Attributes:
+        path: its folder.
+        state: the run's state as plain data (`RunState.from_dict` makes it live).
+        arguments: the training arguments that matter for exactness, as they were.
+        schedule: the entries of the schedule it ran under.
+        optimizer_names: parameter names of each param group, in the order of `optimizer.pt`.
+        events: its journal.
+    """
+
+    path: Path
+    state: Mapping[str, Any]
+    arguments: Mapping[str, Any]
+    schedule: Sequence[Mapping[str, Any]]
+    optimizer_names: Sequence[Sequence[str]]
+    events: Sequence[Event]
+
+
+def write_bundle(
+    folder: Path,
+    state: RunState,
+    *,
+    arguments: Mapping[str, Any],
+    schedule: Sequence[Mapping[str, Any]],
+    optimizer_names: Sequence[Sequence[str]],
+    journal: Path,
+) -> None:
+    """Write the run's part of a checkpoint into `folder`."""
+    data = {
+        "format": FORMAT,
+        "state": state.to_dict(),
+        "arguments": dict(arguments),
+        "schedule": list(schedule),
+        "optimizer_names": [list(names) for names in optimizer_names],
+    }
+    (folder / STATE).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    (folder / JOURNAL).write_bytes(journal.read_bytes() if journal.exists() else b"")
+
+
+def read_bundle(path: Path, processes: int) -> Bundle:
+    """Verify the checkpoint at `path`, every file of it, and read the run's part.
+
+    Args:
+        processes: number of processes of this run.
+
+    Raises:
+        CheckpointError: if a file is missing or damaged, or the run had another number of processes.
+    """
+    if not path.is_dir():
+        raise CheckpointError(
+            f"resume_from_checkpoint: {path} does not exist; give a folder such as runs/a/checkpoint-100."
+        )
+    if not (path / STATE).exists():
+        raise CheckpointError(
+            f"resume_from_checkpoint: {path} was not saved by this library (it has no {STATE}). To start from its "
+            "weights, give it as model_name_or_path."
+        )
+    verify(path, REQUIRED)
+    try:
+        data = json.loads((path / STATE).read_text(encoding="utf-8"))
+        if data["format"] != FORMAT:
+            raise CheckpointError(
+                f"{path / STATE}: has format {data['format']}, this version reads {FORMAT}; use the one that saved it."
+            )
+        bundle = Bundle(
+            path=path,
+            state=data["state"],
+            arguments=data["arguments"],
+            schedule=data["schedule"],
+            optimizer_names=data["optimizer_names"],
+            events=read_journal(path / JOURNAL),
+        )
+        saved = int(bundle.arguments["world_size"])
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path / STATE}: is not one that this library wrote ({error!r})") from error
+    if saved != processes:
+        raise CheckpointError(
+            f"{path}: was saved by {saved} process(es), this run has {processes}. Resume with {saved}: random states "
+            "are kept per process."
+        )
+    verify(path, [f"rng_state_{rank}.pth" for rank in range(saved)] if saved > 1 else ["rng_state.pth"])
+    return bundle
+
+
+def load_model(path: Path, spec: ModelSpec, like: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    """The model that a checkpoint holds, of description `spec`, strictly: every weight, in its shape, and no other.
+
+    Raises:
+        CheckpointError: naming what is missing, too much or of another shape.
+    """
+    try:
+        weights = load_file(path / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path / WEIGHTS}: cannot be read ({error}); resume from an earlier one.") from error
+    shapes = spec.shapes
+    faults = [f"{name} is missing" for name in shapes if name not in weights]
+    faults += [f"{name} is not part of the model" for name in weights if name not in shapes]
+    faults += [
+        f"{name} has shape {list(weights[name].shape)}, expected {list(shape)}"
+        for name, shape in shapes.items()
+        if name in weights and weights[name].shape != shape
+    ]
+    if faults:
+        shown = "; ".join(faults[:3])
+        raise CheckpointError(f"{path / WEIGHTS}: does not fit its description: {shown} ({len(faults)} in all).")
+    return dressed(spec, {name: weights[name].to(device) for name in shapes}, like=like)

@@ -1,0 +1,59 @@
+"""Agreement between ranks: rank 0 decides, everybody acts on it at the same step."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+
+
+class Agreed(NamedTuple):
+    """What all ranks know after an exchange."""
+
+    stop: bool
+    decision: str | None
+    tokens: int
+
+
+class Consensus:
+    """One small exchange per optimizer step, over gloo so that no accelerator waits for it; free on one process."""
+
+    def __init__(self) -> None:
+        self.world_size = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        self._group = dist.new_group(backend="gloo") if self.world_size > 1 else None
+
+    def exchange(self, stop: bool, decision: str | None, tokens: int) -> Agreed:
+        """Whether any rank wants to stop, what rank 0 decided, and the sum of everybody's tokens.
+
+        Args:
+            stop: this rank was asked to stop.
+            decision: what rank 0 decided; ignored on other ranks.
+            tokens: tokens that this rank trained on since the last exchange.
+        """
+        if self._group is None:
+            return Agreed(stop, decision, tokens)
+        has_decided = decision is not None and dist.get_rank() == 0
+        sums = torch.tensor([int(stop), int(has_decided), tokens], dtype=torch.int64)
+        dist.all_reduce(sums, group=self._group)
+        return Agreed(bool(sums[0]), self.shared(decision) if sums[1] else None, int(sums[2]))
+
+    def loss(self, value: float) -> float:
+        """Rank 0's evaluation loss, so that all ranks remember the same bits."""
+        if self._group is None:
+            return value
+        shared = torch.tensor([value], dtype=torch.float64)
+        dist.broadcast(shared, src=0, group=self._group)
+        return float(shared)
+
+    def barrier(self) -> None:
+        if self._group is not None:
+            dist.barrier(group=self._group)
+
+    def shared(self, text: str | None) -> str:
+        """Rank 0's text, on every rank."""
+        box: list[str | None] = [text]
+        if self._group is not None:
+            dist.broadcast_object_list(box, src=0, group=self._group)
+        assert box[0] is not None
+        return box[0]

@@ -1,0 +1,51 @@
+"""The folder of a run: what is in it, and when it may be used."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from morphing_trainer.errors import ConfigError
+
+JOURNAL = "journal.jsonl"
+MODEL = "model"
+LOGS = "logs"
+PLOT = "loss.png"
+
+
+def traces(folder: str | Path) -> list[str]:
+    """Names of what an earlier run left in `folder`."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        return []
+    own = {JOURNAL, MODEL, LOGS, PLOT}
+    return sorted(path.name for path in folder.iterdir() if path.name in own or path.name.startswith("checkpoint-"))
+
+
+def check_output_dir(folder: str | Path, *, resume: bool, overwrite: bool) -> None:
+    """Refuse a folder that holds another run.
+
+    Raises:
+        ConfigError: if it does, and the run is neither resumed nor overwritten; or if it is not a folder.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"output_dir: {folder} is a file; give a folder.")
+    if found := traces(folder):
+        if resume or overwrite:
+            return
+        raise ConfigError(
+            f"output_dir: {folder} holds another run ({', '.join(found[:4])}{', ...' if len(found) > 4 else ''}). "
+            "Go on with it by --resume_from_checkpoint true, choose another folder by --output_dir, or delete it by "
+            "--overwrite_output_dir."
+        )
+
+
+def clear(folder: str | Path) -> None:
+    """Delete what an earlier run left in `folder`, and nothing else."""
+    for name in traces(folder):
+        path = Path(folder) / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()

@@ -1,0 +1,72 @@
+"""What a run leaves behind beside its checkpoints: journal, run log, picture, and the list of its operations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from morphing_trainer.lineage import ModelSpec
+from morphing_trainer.reporting.log import close_run_log, open_run_log
+from morphing_trainer.reporting.plots import plot_losses
+from morphing_trainer.reporting.records import Record
+from morphing_trainer.run import journal
+from morphing_trainer.run.bundle import Bundle
+from morphing_trainer.run.folder import JOURNAL, PLOT
+from morphing_trainer.run.resume import Override
+from morphing_trainer.run.state import RunState
+from morphing_trainer.schedule import Entry, Schedule
+
+
+class RunReports:
+    """Writes on the main process only.
+
+    Args:
+        folder: the run's folder.
+        main: whether this is the main process.
+    """
+
+    def __init__(self, folder: Path, main: bool) -> None:
+        self.records: list[Record] = []
+        self._folder = folder
+        self._main = main
+        self._journal = journal.Journal(folder / JOURNAL if main else None)
+
+    def open(self) -> None:
+        open_run_log(self._folder, main_process=self._main)
+
+    def started(self, state: RunState, schedule: Schedule, seed: int) -> None:
+        facts = {"spec": state.spec.to_dict(), "settings": state.settings.to_dict(), "seed": seed}
+        self._journal.write("start", 0, schedule=schedule.to_list(), **facts)
+
+    def resumed(self, state: RunState, bundle: Bundle, overrides: Sequence[Override]) -> None:
+        """The journal goes on: in its folder, or from the checkpoint's copy where that was taken elsewhere."""
+        events = journal.effective(bundle.events)
+        self.records = journal.records(events)
+        path = self._journal.path
+        if path is not None and not path.exists():
+            path.write_bytes((bundle.path / JOURNAL).read_bytes())
+        self._journal.write("resume", state.step, done=state.position.done, checkpoint=bundle.path.name)
+        for override in overrides:
+            self._journal.write("override", state.step, name=override.name, before=override.before, now=override.now)
+
+    def operation(self, record: Record, entry: Entry, spec: ModelSpec) -> None:
+        self.records.append(record)
+        facts = {"entry": entry.to_dict(), "record": record.to_dict(), "spec": spec.to_dict()}
+        self._journal.write("operation", record.step, index=record.index, **facts)
+
+    def evaluated(self, step: int, loss: float) -> None:
+        """An evaluation: the first one after an operation tells what it did."""
+        if self.records and self.records[-1].after.get("loss") is None:
+            last = self.records[-1]
+            self.records[-1] = replace(last, after={**last.after, "loss": loss})
+            self._journal.write("evaluation", step, index=last.index, loss=loss)
+
+    def event(self, name: str, step: int, **facts: Any) -> None:
+        self._journal.write(name, step, **facts)
+
+    def close(self, log_history: Sequence[Mapping[str, Any]]) -> None:
+        if self._main:
+            plot_losses(log_history, self.records, self._folder / PLOT)
+        close_run_log()

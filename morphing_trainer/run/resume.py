@@ -1,0 +1,122 @@
+"""What a resumed run may change, what it may not, and how a change takes effect."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from morphing_trainer.config import MorphingConfig
+from morphing_trainer.errors import CheckpointError
+from morphing_trainer.operations import HyperparameterOperation
+from morphing_trainer.run.bundle import Bundle
+from morphing_trainer.run.state import RunState
+from morphing_trainer.schedule import Schedule
+from morphing_trainer.settings import Settings
+
+OVERRIDABLE = (
+    "learning_rate",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "warmup_steps",
+    "max_steps",
+    "num_train_epochs",
+    "eval_iters",
+    "eval_steps",
+)
+"""Arguments that a resume may change. Each change is journaled."""
+
+LENGTH = frozenset({"per_device_train_batch_size", "gradient_accumulation_steps", "max_steps", "num_train_epochs"})
+"""Those of them that change how many steps there are."""
+
+FIXED = (
+    "seed",
+    "data_seed",
+    "optim",
+    "optim_args",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "max_grad_norm",
+    "lr_scheduler_type",
+    "lr_scheduler_kwargs",
+    "label_smoothing_factor",
+    "bf16",
+    "fp16",
+    "dataloader_drop_last",
+    "train_sampling_strategy",
+)
+"""Arguments that a resume must not change: the run would no longer be the one that was begun."""
+
+
+@dataclass(frozen=True)
+class Override:
+    """An argument (or the rest of the schedule) that differs from the one the checkpoint was saved under."""
+
+    name: str
+    before: Any
+    now: Any
+
+
+def snapshot(args: MorphingConfig) -> dict[str, Any]:
+    """The arguments that matter for a resume, as plain JSON."""
+    values = {name: _plain(getattr(args, name)) for name in (*OVERRIDABLE, *FIXED)}
+    return {**values, "world_size": args.world_size}
+
+
+def compare(bundle: Bundle, now: Mapping[str, Any], schedule: Schedule) -> list[Override]:
+    """What this run changes against the checkpoint.
+
+    Args:
+        now: `snapshot` of this run's arguments.
+
+    Raises:
+        CheckpointError: if it changes what must not change: a fixed argument, or an operation already executed.
+    """
+    saved = bundle.arguments
+    changed = [name for name in FIXED if saved.get(name) != now[name]]
+    if changed:
+        listed = ", ".join(f"{name} (was {saved.get(name)!r}, is {now[name]!r})" for name in changed)
+        raise CheckpointError(
+            f"resume from {bundle.path}: {listed} must stay as it was. A resume may change {', '.join(OVERRIDABLE)} "
+            "and the operations not yet executed; for anything else start a new run with model_name_or_path."
+        )
+    for executed in bundle.state["executed"]:
+        index = executed["index"]
+        entry = schedule.entries[index] if index < len(schedule) else None
+        if entry is None or _essence(entry.to_dict()) != _essence(executed["entry"]):
+            raise CheckpointError(
+                f"resume from {bundle.path}: entry {index + 1} of the schedule ({executed['entry']['name']}) has been "
+                "executed already and must stay as it was; change only what comes after it."
+            )
+    overrides = [Override(name, saved.get(name), now[name]) for name in OVERRIDABLE if saved.get(name) != now[name]]
+    done = int(bundle.state["position"]["done"])
+    before, after = list(bundle.schedule[done:]), schedule.to_list()[done:]
+    if before != after:
+        overrides.append(Override("schedule", before, after))
+    return overrides
+
+
+def replayed(state: RunState, initial: Settings, schedule: Schedule) -> Settings:
+    """The settings now, had the run begun with `initial`: the executed operations, applied in order."""
+    settings = initial
+    for executed in state.executed:
+        operation = schedule.entries[executed["index"]].operation
+        if isinstance(operation, HyperparameterOperation):
+            settings = operation.update(settings, executed["step"])
+    return settings
+
+
+def _essence(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """An entry without what has no effect on the run."""
+    return {key: value for key, value in entry.items() if key not in ("desc", "completed")}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)

@@ -1,0 +1,54 @@
+"""Ctrl+C and SIGTERM: finish the step, save, leave with the conventional exit code; a second one leaves at once."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class RunInterrupted(SystemExit):
+    """The run was asked to stop and has saved. Uncaught, the process ends with code 128 + signal number."""
+
+    def __init__(self, signum: int, checkpoint: str) -> None:
+        self.signum = signum
+        self.checkpoint = checkpoint
+        super().__init__(128 + signum)
+
+    def __str__(self) -> str:
+        return f"{signal.Signals(self.signum).name} received; saved {self.checkpoint}"
+
+
+class StopRequest:
+    """Remembers the first signal; the second is handled as if nobody had caught it."""
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+        self._before: dict[int, object] = {}
+
+    @contextmanager
+    def listening(self) -> Iterator[StopRequest]:
+        """Listen while the block runs. Python delivers signals to the main thread only; elsewhere this does nothing."""
+        if threading.current_thread() is not threading.main_thread():
+            yield self
+            return
+        self._before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+        for signum in self._before:
+            signal.signal(signum, self._received)
+        try:
+            yield self
+        finally:
+            self._restore()
+
+    def _received(self, signum: int, frame: FrameType | None) -> None:
+        if self.signum is None:
+            self.signum = signum
+        else:
+            self._restore()
+            signal.raise_signal(signum)
+
+    def _restore(self) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)  # type: ignore[arg-type]  # what getsignal returned
