@@ -1,0 +1,89 @@
+"""Small real things that the tests share: models, data, arguments."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from morphing_trainer import MorphingConfig, MorphingTrainer
+from morphing_trainer.models import new_model
+
+VOCAB, LENGTH = 32, 16
+
+
+def tiny_config(**changes: Any) -> GPT2Config:
+    """A GPT-2 of two layers, fast enough for hundreds of tests."""
+    values = {"n_layer": 2, "n_embd": 16, "n_head": 2, "vocab_size": VOCAB, "n_positions": LENGTH}
+    values |= {"bos_token_id": 0, "eos_token_id": 0, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    return GPT2Config(**{**values, **changes})
+
+
+def tiny_model(seed: int = 0, **changes: Any) -> GPT2LMHeadModel:
+    return new_model(tiny_config(**changes), seed)
+
+
+class Tokens(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
+    """(count, length) random tokens with some structure, so that a loss can fall."""
+
+    def __init__(self, count: int = 101, length: int = LENGTH, vocab: int = VOCAB, seed: int = 1) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        starts = torch.randint(0, vocab, (count, 1), generator=generator)
+        strides = torch.randint(1, 4, (count, 1), generator=generator)
+        self.tokens = (starts + strides * torch.arange(length)) % vocab
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {"input_ids": self.tokens[index], "labels": self.tokens[index]}
+
+
+DEFAULTS: dict[str, Any] = {
+    "per_device_train_batch_size": 4,
+    "max_steps": 12,
+    "learning_rate": 1e-2,
+    "logging_steps": 1,
+    "eval_strategy": "steps",
+    "eval_steps": 5,
+    "per_device_eval_batch_size": 8,
+    "save_strategy": "no",
+    "use_cpu": True,
+    "report_to": "none",
+    "seed": 7,
+}
+
+
+def arguments(folder: Path, **changes: Any) -> MorphingConfig:
+    return MorphingConfig(str(folder), **{**DEFAULTS, **changes})
+
+
+def trainer(folder: Path, schedule: Any = None, model: GPT2LMHeadModel | None = None, **changes: Any) -> MorphingTrainer:
+    """A trainer over `Tokens`; the model is copied, so that a test can start from it twice."""
+    options = {name: changes.pop(name) for name in ("callbacks", "optimizers", "data_collator") if name in changes}
+    data = changes.pop("data", None) or Tokens()
+    return MorphingTrainer(
+        copy.deepcopy(model) if model is not None else tiny_model(),
+        arguments(folder, **changes),
+        train_dataset=data,
+        eval_dataset=Tokens(20, seed=2),
+        schedule=schedule,
+        **options,
+    )
+
+
+def losses(finished: MorphingTrainer) -> list[float]:
+    """Every logged training loss."""
+    return [entry["loss"] for entry in finished.state.log_history if "loss" in entry]
+
+
+def weights(finished: MorphingTrainer) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in finished.model.named_parameters()}
+
+
+def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
+    """Equal to the bit, names included."""
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
