@@ -72,6 +72,12 @@ class SegmentHandler(CallbackHandler):
             self.session.state.epoch_closed = self.session.epoch_over
         return super().on_epoch_end(args, state, control)
 
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl) -> TrainerControl:
+        if self.session is not None and not self.session.saves:
+            control.should_save = False
+            return control
+        return super().on_save(args, state, control)
+
     def announce(
         self, event: str, args: TrainingArguments, state: TrainerState, control: TrainerControl, **facts: Any
     ) -> None:

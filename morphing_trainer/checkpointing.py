@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import Trainer
 
@@ -18,6 +20,8 @@ from morphing_trainer.run.bundle import REQUIRED, Bundle, load_model, read_bundl
 from morphing_trainer.run.folder import JOURNAL
 from morphing_trainer.run.session import Session
 from morphing_trainer.schedule import Schedule
+
+_log = logging.getLogger("morphing_trainer")
 
 
 class CheckpointingTrainer(Trainer):
@@ -81,8 +85,20 @@ class CheckpointingTrainer(Trainer):
         return str(self._staging) if self._staging is not None else super()._get_output_dir(trial)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Write into a staging folder, then let the checkpoint appear at once."""
+        """Write into a staging folder, then let the checkpoint appear at once. A dead model is not saved."""
         assert self.session is not None, "checkpoints are saved while training"
+        # Every rank holds the same weights, so all of them save or none does.
+        dead = [name for name, weight in self.model.named_parameters() if not torch.isfinite(weight).all()]
+        self.session.saves = not dead
+        if dead:
+            _log.error(
+                "step %d: %d of the model's parameters hold NaN or infinity (%s first), so it is not saved and no "
+                "earlier checkpoint is removed. Resume from the last one with a lower learning rate.",
+                self.state.global_step,
+                len(dead),
+                dead[0],
+            )
+            return
         consensus = self.session.consensus
         name = f"checkpoint-{self.state.global_step}"
         final = self.run_folder / name

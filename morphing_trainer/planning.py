@@ -47,12 +47,13 @@ def play(
             continue
         try:
             if isinstance(operation, HyperparameterOperation):
-                settings = operation.update(settings, step=settings.lr_anchor)
+                settings = _usable(operation.update(settings, step=settings.lr_anchor))
             else:
                 assert isinstance(operation, ArchitectureOperation)
                 spec = operation.morph(spec, operation_rng(seed, index)).spec
-        except OperationError as error:
-            problems.append(Problem(schedule.source.entry(index, operation.name, "value"), str(error)))
+        except (OperationError, OverflowError) as error:
+            what = str(error) if isinstance(error, OperationError) else f"goes beyond what numbers can hold ({error})"
+            problems.append(Problem(schedule.source.entry(index, operation.name, "value"), what))
         if not entry.trigger.can_fire(evaluates):
             what = f"can never fire ({entry.trigger.describe()})"
             hint = (
@@ -66,6 +67,12 @@ def play(
     if problems:
         raise ScheduleError(problems)
     return stages
+
+
+def _usable(settings: Settings) -> Settings:
+    if not 0 <= settings.learning_rate < float("inf"):
+        raise OperationError(f"the learning rate would become {settings.learning_rate}; use a smaller factor")
+    return settings
 
 
 def _stage(

@@ -210,7 +210,7 @@ def _read_when(data: Any, path: Path) -> tuple[Trigger | None, list[tuple[Path, 
 
 def _validated(kind: type[Model], fields: Mapping[str, Any]) -> tuple[Model | None, list[tuple[Path, str]]]:
     try:
-        return kind(**fields), []
+        return kind.model_validate(fields), []
     except ValidationError as error:
         return None, list(_explained(error, kind))
 
@@ -218,6 +218,7 @@ def _validated(kind: type[Model], fields: Mapping[str, Any]) -> tuple[Model | No
 def _explained(error: ValidationError, kind: type[BaseModel]) -> Iterator[tuple[Path, str]]:
     """One (path, what) per field: a union reports every alternative, which belong in one sentence."""
     grouped: dict[Path, list[str]] = {}
+    mistyped: dict[Path, list[str]] = {}
     for detail in error.errors():
         loc = detail["loc"]
         # Behind the field, pydantic names alternatives of a union; only list indices are part of the path.
@@ -229,15 +230,25 @@ def _explained(error: ValidationError, kind: type[BaseModel]) -> Iterator[tuple[
                 what = f"unknown key {loc[0]!r}{suggest(str(loc[0]), kind.model_fields)}"
             case "value_error":
                 what = str(detail["ctx"]["error"])
-            case _:
-                said = detail["msg"].removeprefix("Input should be ")
-                what = f"must be {said}, is {_shown(detail['input'])}"
+            case "too_short":
+                context = detail["ctx"]
+                what = f"must have at least {context['min_length']} items, has {context['actual_length']}"
+            case "invalid_key":
+                what = "a key must be text"
+            case "literal_error" if detail["ctx"]["expected"] == "None":
+                what = f"must be null, is {_shown(detail['input'])}"
+            case other:
+                what = f"must be {detail['msg'].removeprefix('Input should be ')}, is {_shown(detail['input'])}"
+                if other.endswith("_type"):
+                    mistyped.setdefault(path, []).append(what)
         if what not in grouped.setdefault(path, []):
             grouped[path].append(what)
     for path, whats in grouped.items():
+        # An alternative of the right type tells more than one of another type.
+        closer = [what for what in whats if what not in mistyped.get(path, [])]
         covering = any(path != other and path == other[: len(path)] for other in grouped)
         if not covering:
-            yield path, " or ".join(whats)
+            yield path, " or ".join(closer or whats)
 
 
 def _shown(value: Any) -> str:

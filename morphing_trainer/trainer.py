@@ -12,6 +12,7 @@ Private methods of `Trainer` that are overridden, and why (tests/test_upstream.p
 from __future__ import annotations
 
 import math
+import signal
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -145,7 +146,9 @@ class MorphingTrainer(CheckpointingTrainer):
         finally:
             self._close()
         if session.stopping:
-            raise RunInterrupted(session.stop.signum, str(self.run_folder / f"checkpoint-{session.state.step}"))
+            saved = self.run_folder / f"checkpoint-{session.state.step}"
+            # A rank that was only told to stop by another one leaves as if by SIGTERM.
+            raise RunInterrupted(session.stop.signum or signal.SIGTERM, str(saved) if saved.is_dir() else None)
         return output
 
     def _fresh_state(self) -> RunState:
@@ -427,15 +430,8 @@ class MorphingTrainer(CheckpointingTrainer):
         )
         self._reports.operation(record, entry, state.spec)
         self.callback_handler.announce("on_operation", self.args, self.state, self.control, record=record)
-        self.log(
-            {
-                "operations": index + 1,
-                "n_layer": state.spec.layers,
-                "n_inner": state.spec.mlp,
-                "parameters": state.spec.parameters,
-                "trainable_parameters": state.spec.trainable,
-            }
-        )
+        facts = {"operations": index + 1, **state.spec.facts()}
+        self.log({f"morph/{name}": float(value) for name, value in facts.items()})  # a marker for whoever reports
         if entry.reevaluate:
             session.listening = False
             try:

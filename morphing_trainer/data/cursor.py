@@ -25,7 +25,7 @@ PLACEHOLDER = -1
 def permutation(length: int, seed: int, epoch: int) -> torch.Tensor:
     """The order of `epoch`, (length,) int64: the one of accelerate's `SeedableRandomSampler(data_seed=seed)`."""
     generator = torch.Generator().manual_seed(seed + epoch)
-    return torch.randperm(length, generator=generator)
+    return torch.randperm(length, generator=generator, device="cpu")
 
 
 @dataclass
@@ -68,7 +68,11 @@ class Cursor:
     def order(self) -> torch.Tensor:
         """The indices of this epoch in the order they are read, (length,) int64; do not change it."""
         if self._order is None or self._order[0] != self.epoch:
-            indices = permutation(self.length, self.seed, self.epoch) if self.shuffle else torch.arange(self.length)
+            indices = (
+                permutation(self.length, self.seed, self.epoch)
+                if self.shuffle
+                else torch.arange(self.length, device="cpu")
+            )
             self._order = (self.epoch, indices)
         return self._order[1]
 

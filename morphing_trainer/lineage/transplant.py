@@ -147,34 +147,18 @@ def _gather(old: Tensor, maps: tuple[AxisMap, ...], kind: Literal["weight", "gra
 
 
 def _take(old: Tensor, dim: int, source: Tensor, factors: Tensor | None) -> Tensor:
-    """Gather along `dim`, times `factors`. The leading run of unmoved entries is copied as a block."""
+    """Gather along `dim`, times `factors`, newborn entries 0, in one new tensor and no temporary one."""
     shape = list(old.shape)
     shape[dim] = len(source)
     new = old.new_empty(shape)
-    run = min(len(source), old.shape[dim])
-    if not torch.equal(source[:run], torch.arange(run)):
-        run = 0
+    source = source.to(old.device)
+    torch.index_select(old, dim, source.clamp(min=0), out=new)
     if factors is not None:
+        # Half precision would round the factors themselves; the product is rounded once.
         wide = torch.float64 if old.dtype == torch.float64 else torch.float32
-        shape_of_factors = [1] * old.ndim
-        shape_of_factors[dim] = -1
-        factors = factors.to(device=old.device, dtype=wide).view(shape_of_factors)
-    head, tail = new.narrow(dim, 0, run), new.narrow(dim, run, len(source) - run)
-    _scale_into(head, old.narrow(dim, 0, run), None if factors is None else factors.narrow(dim, 0, run))
-    rest = source[run:].to(old.device)
-    gathered = old.index_select(dim, rest.clamp(min=0))
-    _scale_into(tail, gathered, None if factors is None else factors.narrow(dim, run, len(rest)))
-    born = (rest == NEWBORN).nonzero().squeeze(1)
-    if len(born):
-        tail.index_fill_(dim, born, 0)
-    return new
-
-
-def _scale_into(out: Tensor, tensor: Tensor, factors: Tensor | None) -> None:
-    if factors is None:
-        out.copy_(tensor)
-    else:
-        torch.mul(tensor, factors, out=out)
+        new.mul_(factors.to(device=old.device, dtype=wide).view([-1 if d == dim else 1 for d in range(old.ndim)]))
+    born = (source == NEWBORN).nonzero().squeeze(1)
+    return new.index_fill_(dim, born, 0) if len(born) else new
 
 
 def _filled(tensor: Tensor, fill: Fill) -> Tensor:

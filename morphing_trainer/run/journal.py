@@ -11,6 +11,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -33,10 +34,32 @@ class Journal:
             return
         line = {"event": event, "step": step, "time": datetime.now(UTC).isoformat(timespec="seconds"), **facts}
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        _mend(self.path)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(_plain(line), allow_nan=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
+
+
+def _mend(path: Path) -> None:
+    """End a last line that a crash left without its end, or the next event would be written into it.
+
+    A whole event gets its line end; part of one is cut off.
+    """
+    if not path.exists() or not path.stat().st_size:
+        return
+    with path.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        if file.read(1) == b"\n":
+            return
+        file.seek(0)
+        text = file.read()
+        start = text.rfind(b"\n") + 1
+        try:
+            json.loads(text[start:])
+            file.write(b"\n")
+        except ValueError:
+            file.truncate(start)
 
 
 def read_journal(path: Path) -> list[Event]:
@@ -99,12 +122,14 @@ def record_from(data: Mapping[str, Any]) -> Record:
     """
     try:
         record = Record(**data)
-    except TypeError as error:
+        return replace(record, before=_numeric(record.before), after=_numeric(record.after))
+    except (TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"journal: an operation is not one that this library wrote ({error})") from error
-    for facts in (record.before, record.after):
-        if isinstance(facts.get("loss"), str):
-            facts["loss"] = float(facts["loss"])  # type: ignore[index]  # plain data just read
-    return record
+
+
+def _numeric(facts: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The facts with a loss that was written as text (see `_plain`) as a number."""
+    return {**facts, "loss": float(facts["loss"])} if isinstance(facts.get("loss"), str) else facts
 
 
 def _plain(value: Any) -> Any:

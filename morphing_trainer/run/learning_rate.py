@@ -49,8 +49,12 @@ def seek(scheduler: LRScheduler, position: int) -> None:
 
 
 def scale_peaks(optimizer: Optimizer, old: float, new: float) -> None:
-    """Change the peak rate from `old` to `new`; param groups with rates of their own keep their ratio to it."""
+    """Change the peak rate from `old` to `new`; param groups with rates of their own keep their ratio to it.
+
+    From 0, where there is no ratio, they keep their rates.
+    """
+    ratio = new / old if old else 1.0
     for group in optimizer.param_groups:
         for key in ("initial_lr", "lr"):
             if key in group:
-                group[key] = new if group[key] == old else group[key] * (new / old)
+                group[key] = new if group[key] == old else group[key] * ratio

@@ -27,6 +27,8 @@ class Session:
         self.stopping = False
         self.listening = True
         """Whether evaluations count; not during a re-evaluation that only shows what an operation did."""
+        self.saves = True
+        """Whether the last checkpoint that was due has been saved; a dead model's is not."""
         self._sampler: CursorBatchSampler | None = None
         self._batches = self._fetched = self._tokens = 0
         self._resumed_at = time.perf_counter()

@@ -10,15 +10,18 @@ from types import FrameType
 
 
 class RunInterrupted(SystemExit):
-    """The run was asked to stop and has saved. Uncaught, the process ends with code 128 + signal number."""
+    """The run was asked to stop and has saved (a dead model: has not, `checkpoint` is None).
 
-    def __init__(self, signum: int, checkpoint: str) -> None:
+    Uncaught, the process ends with code 128 + signal number.
+    """
+
+    def __init__(self, signum: int, checkpoint: str | None) -> None:
         self.signum = signum
         self.checkpoint = checkpoint
         super().__init__(128 + signum)
 
     def __str__(self) -> str:
-        return f"{signal.Signals(self.signum).name} received; saved {self.checkpoint}"
+        return f"{signal.Signals(self.signum).name} received; saved {self.checkpoint or 'nothing'}"
 
 
 class StopRequest:

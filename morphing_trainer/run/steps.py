@@ -22,14 +22,14 @@ def total_steps(epochs: float, cursor: Cursor, step: int, settings: Settings, wo
     steps if it lies ahead and in samples if the run is in it.
     """
     whole = math.floor(epochs)
-    fraction = epochs - whole
     per_epoch = steps_in(cursor.length, settings, world_size, drop_last)
     if cursor.epoch < whole:
-        ahead = (whole - cursor.epoch - 1) * per_epoch + math.ceil(fraction * per_epoch)
+        # Not from the fraction alone: 2.2 * 5 is 11, but 0.2 as what 2.2 has beyond 2 is a little more than a fifth.
+        ahead = math.ceil(epochs * per_epoch) - (cursor.epoch + 1) * per_epoch
         return step + steps_in(cursor.remaining, settings, world_size, drop_last) + ahead
     if cursor.epoch > whole:
         return step
     if cursor.position == 0:
-        return step + math.ceil(fraction * per_epoch)
-    left = max(0, math.ceil(fraction * cursor.length) - cursor.position)
+        return step + math.ceil(epochs * per_epoch) - whole * per_epoch
+    left = max(0, math.ceil(epochs * cursor.length) - whole * cursor.length - cursor.position)
     return step + steps_in(left, settings, world_size, drop_last)
