@@ -65,18 +65,18 @@ class SegmentHandler(CallbackHandler):
         )
         self.session: Session | None = None
 
-    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl) -> TrainerControl:
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> Any:
         if self.session is not None:
             if self.session.due and not self.session.epoch_over and not control.should_training_stop:
                 return control
             self.session.state.epoch_closed = self.session.epoch_over
-        return super().on_epoch_end(args, state, control)
+        return super().on_epoch_end(args, state, control, **kwargs)
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl) -> TrainerControl:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> Any:
         if self.session is not None and not self.session.saves:
             control.should_save = False
             return control
-        return super().on_save(args, state, control)
+        return super().on_save(args, state, control, **kwargs)
 
     def announce(
         self, event: str, args: TrainingArguments, state: TrainerState, control: TrainerControl, **facts: Any

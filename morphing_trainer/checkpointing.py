@@ -10,9 +10,11 @@ import torch
 from torch import nn
 from transformers import Trainer
 
+from morphing_trainer.callback import SegmentHandler
 from morphing_trainer.checkpoint import latest_valid, prune, publish, staging_folder, write_manifest
 from morphing_trainer.checkpoint.store import checkpoints
-from morphing_trainer.engine import optimizer_names
+from morphing_trainer.config import MorphingConfig
+from morphing_trainer.engine import optimizer_names, rebuild_optimizer
 from morphing_trainer.errors import CheckpointError
 from morphing_trainer.lineage import ModelSpec
 from morphing_trainer.run.applying import bare_optimizer
@@ -27,6 +29,13 @@ _log = logging.getLogger("morphing_trainer")
 class CheckpointingTrainer(Trainer):
     """The saving and loading half of `MorphingTrainer`."""
 
+    # Trainer's own annotations allow None and other classes, which a morphing run never has.
+    args: MorphingConfig
+    model: Any
+    optimizer: Any
+    lr_scheduler: Any
+    callback_handler: SegmentHandler
+    eval_dataset: Any
     session: Session | None = None
     schedule: Schedule
     _bundle: Bundle | None = None
@@ -37,7 +46,7 @@ class CheckpointingTrainer(Trainer):
 
     @property
     def run_folder(self) -> Path:
-        return Path(self.args.output_dir)
+        return Path(str(self.args.output_dir))
 
     def find_bundle(self, resume: str | bool | None) -> Bundle | None:
         """The checkpoint that `resume` asks for, verified: the latest valid one for True, None for a fresh start.
@@ -76,10 +85,13 @@ class CheckpointingTrainer(Trainer):
 
     def _load_best_model(self) -> None:
         """The best checkpoint may hold another architecture than the last."""
-        path = Path(self.state.best_model_checkpoint)
+        path = Path(str(self.state.best_model_checkpoint))
         bundle = read_bundle(path, self.args.world_size)
         spec = ModelSpec.from_dict(bundle.state["spec"])
+        optimizer = bare_optimizer(self)
         self.model = self.model_wrapped = load_model(path, spec, self.model, self.args.device)
+        # For a next call of `train`: the old one holds the parameters of the last model.
+        self.optimizer = rebuild_optimizer(optimizer, self.model, bundle.state["groups"])
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging) if self._staging is not None else super()._get_output_dir(trial)

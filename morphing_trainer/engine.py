@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from morphing_trainer.lineage import Census, Descent, Lineage, ModelSpec, transplant_states, transplant_weights
 from morphing_trainer.operations import ArchitectureOperation, Morph
@@ -82,11 +83,24 @@ def dressed(
         new.train(like.training)
         new.generation_config = like.generation_config
         new.loss_type = like.loss_type
-        for old_module, new_module in ((like, new), (like.base_model, new.base_model)):
-            for switch in ("gradient_checkpointing", "_gradient_checkpointing_func"):
-                if hasattr(old_module, switch):
-                    setattr(new_module, switch, getattr(old_module, switch))
+        _copy_checkpointing(like, new)
     return new
+
+
+def _copy_checkpointing(like: PreTrainedModel, new: PreTrainedModel) -> None:
+    """Recompute activations in `new` where `like` does; further blocks repeat the pattern of `like`'s."""
+    pairs: list[tuple[nn.Module, nn.Module]] = [(like, new), (like.base_model, new.base_model)]
+    old_blocks, new_blocks = (
+        [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+        for model in (like, new)
+    )
+    pairs += [(old_blocks[number % len(old_blocks)], block) for number, block in enumerate(new_blocks) if old_blocks]
+    for old_module, new_module in pairs:
+        for switch in ("gradient_checkpointing", "_gradient_checkpointing_func"):
+            if hasattr(old_module, switch):
+                setattr(new_module, switch, getattr(old_module, switch))
+    if getattr(like, "_require_grads_hooks", None):
+        new.enable_input_require_grads()
 
 
 def states_by_name(model: nn.Module, optimizer: Optimizer) -> dict[str, Mapping[str, Any]]:
@@ -105,14 +119,16 @@ def install_states(model: nn.Module, optimizer: Optimizer, states: Mapping[str, 
 def groups_of(model: nn.Module, optimizer: Optimizer, spec: ModelSpec) -> dict[str, int]:
     """Param group of every parameter. One that is not in the optimizer (frozen) belongs where its like is.
 
-    Its like is, in this order: the same parameter of another layer, a parameter with as many dimensions, group 0.
+    Its like is, in this order: the same parameter of another layer, a parameter with as many dimensions, a group that
+    is empty because all of its parameters are frozen (biases, in the usual division by weight decay), group 0.
     """
     index = {id(p): number for number, group in enumerate(optimizer.param_groups) for p in group["params"]}
     known = {name: index[id(p)] for name, p in model.named_parameters() if id(p) in index}
     by_key = {spec.architecture.locate(name)[0]: number for name, number in known.items()}
     by_dimensions = {len(spec.shapes[name]): number for name, number in known.items()}
+    other = next((number for number, group in enumerate(optimizer.param_groups) if not group["params"]), 0)
     return {
-        name: known.get(name, by_key.get(spec.architecture.locate(name)[0], by_dimensions.get(len(shape), 0)))
+        name: known.get(name, by_key.get(spec.architecture.locate(name)[0], by_dimensions.get(len(shape), other)))
         for name, shape in spec.shapes.items()
     }
 
@@ -120,11 +136,13 @@ def groups_of(model: nn.Module, optimizer: Optimizer, spec: ModelSpec) -> dict[s
 def rebuild_optimizer(optimizer: Optimizer, model: nn.Module, groups: Groups) -> Optimizer:
     """The optimizer's class with its param groups, over the trainable parameters of `model`, without state."""
     trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    options = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
-    new_groups = [
-        {**options[number], "params": [parameter for name, parameter in trainable if groups[name] == number]}
-        for number in range(len(options))
-    ]
+    new_groups: list[dict[str, Any]] = []
+    for number, group in enumerate(optimizer.param_groups):
+        chosen = [(name, parameter) for name, parameter in trainable if groups[name] == number]
+        options = {key: value for key, value in group.items() if key not in ("params", "param_names")}
+        # An optimizer that was made from named parameters keeps their names.
+        params = chosen if "param_names" in group else [parameter for _, parameter in chosen]
+        new_groups.append({**options, "params": params})
     accepted = inspect.signature(type(optimizer).__init__).parameters
     takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in accepted.values())
     defaults = {key: value for key, value in optimizer.defaults.items() if takes_any or key in accepted}

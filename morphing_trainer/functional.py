@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
@@ -52,8 +53,8 @@ def morph(
         seed: of the operation's random choices; the global random state is neither read nor changed.
 
     Raises:
-        OperationError: if the operation does not fit the model, or changes hyper-parameters only.
-        ScheduleError: if the mapping is not a valid operation.
+        OperationError: if the operation is not valid, does not fit the model, or changes hyper-parameters only; or if
+            the optimizer is not one over the model's trainable parameters.
         ModelError: if the model's family is not supported.
     """
     start = time.perf_counter()
@@ -64,6 +65,8 @@ def morph(
         )
     spec = ModelSpec.of(model)
     assert isinstance(model, PreTrainedModel)
+    if optimizer is not None:
+        _check(model, optimizer)
     states = {} if optimizer is None else states_by_name(model, optimizer)
     groups = dict.fromkeys(spec.shapes, 0) if optimizer is None else groups_of(model, optimizer, spec)
     grown = grow(chosen, spec, model, states, groups, operation_rng(seed, 0))
@@ -99,3 +102,29 @@ def _parsed(operation: Operation | Mapping[str, Any]) -> Operation:
         # The trigger is ours, not the caller's: keep it out of the message.
         message = str(error).replace("schedule: entry 1, name", "operation").replace("schedule: entry 1 ", "operation ")
         raise OperationError(message.replace(", max_wait_iters", "")) from None
+
+
+def _check(model: nn.Module, optimizer: Optimizer) -> None:
+    """Refuse an optimizer whose memory would be lost, or that would train what it did not train before."""
+    kind = type(optimizer).__name__
+    if isinstance(getattr(optimizer, "optimizer", None), Optimizer):
+        raise OperationError(f"optimizer: {kind} wraps another; pass its .optimizer, and wrap the new one afterwards")
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise OperationError(
+            "optimizer: LBFGS keeps one memory for all parameters together, which cannot follow them; use another, "
+            "or pass none and make a new one"
+        )
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    if strangers := held - names.keys():
+        raise OperationError(
+            f"optimizer: {len(strangers)} of its {len(held)} tensors are not parameters of the model, so they would be "
+            "lost; pass the model that the optimizer was made for"
+        )
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if missing := [name for name, parameter in trained if id(parameter) not in held]:
+        others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise OperationError(
+            f"optimizer: does not hold {missing[0]}{others}, which take gradients; add them to it, or freeze them with "
+            "requires_grad_(False)"
+        )

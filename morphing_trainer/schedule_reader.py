@@ -196,6 +196,7 @@ def _read_when(data: Any, path: Path) -> tuple[Trigger | None, list[tuple[Path, 
         problems = [problem for _, found in parts for problem in found]
         triggers = tuple(trigger for trigger, _ in parts if trigger)
         return (None, problems) if problems else (COMPOSITE[kind](parts=triggers), [])
+    trigger: Trigger | None
     if kind == Plateau.kind:
         if not isinstance(value, Mapping):
             return None, [(path, f"must be a mapping such as {{window: 5, slope: 0.05}}, is {_kind(value)}")]

@@ -96,6 +96,7 @@ class MorphingTrainer(CheckpointingTrainer):
         self._pushes = []
         self._scheduler_state: Mapping[str, Any] = {}
         self._custom_optimizer = self.optimizer is not None
+        self._given_rates = [group["lr"] for group in self.optimizer.param_groups] if self._custom_optimizer else None
         self._reports = RunReports(self.run_folder, self.is_world_process_zero())
         self._morphing = MorphCallback(self._reports.evaluated)
         if isinstance(self.eval_dataset, dict):
@@ -145,7 +146,8 @@ class MorphingTrainer(CheckpointingTrainer):
             raise
         finally:
             self._close()
-        if session.stopping:
+        # Also a signal that came after the last step: it must not be lost.
+        if session.stopping or session.stop.signum is not None:
             saved = self.run_folder / f"checkpoint-{session.state.step}"
             # A rank that was only told to stop by another one leaves as if by SIGTERM.
             raise RunInterrupted(session.stop.signum or signal.SIGTERM, str(saved) if saved.is_dir() else None)
@@ -155,8 +157,12 @@ class MorphingTrainer(CheckpointingTrainer):
         """The state of a run that begins now, with the arguments as they were given."""
         for name, value in self._given.items():
             setattr(self.args, name, value)
+        if self.optimizer is not None:  # of the user, or of a run before
+            groups = self.optimizer.param_groups
+            for group, rate in zip(groups, self._given_rates or [self.args.learning_rate] * len(groups), strict=True):
+                group |= {key: rate for key in ("lr", "initial_lr") if key in group}
         cursor = new_cursor(self.train_dataset, self.args)
-        rate = self.optimizer.param_groups[0]["lr"] if self._custom_optimizer else self.args.learning_rate
+        rate = self._given_rates[0] if self._given_rates else self.args.learning_rate
         settings = first_settings(self.args, cursor, rate)
         spec = ModelSpec.of(self.accelerator.unwrap_model(self.model, keep_torch_compile=False))
         end = last_step(self.args, cursor, 0, settings)
@@ -199,6 +205,8 @@ class MorphingTrainer(CheckpointingTrainer):
             self.model = self.model_wrapped = load_model(bundle.path, state.spec, self.model, self.args.device)
             old = bare_optimizer(self) if self._custom_optimizer else None
             self.optimizer = None if old is None else rebuild_optimizer(old, self.model, state.groups)
+            if self._custom_scheduler:
+                self.lr_scheduler.optimizer = self.optimizer
         enforce(state.settings, self.args)
         self._train_batch_size = self.args.train_batch_size
         self.session = self._morphing.session = self.callback_handler.session = Session(self.schedule, state)
@@ -224,7 +232,7 @@ class MorphingTrainer(CheckpointingTrainer):
 
     # ---- What the inherited loop asks for --------------------------------------------------------------------------
 
-    def get_train_dataloader(self) -> QuietLoader:
+    def get_train_dataloader(self) -> Any:
         """The rest of the current epoch, in the order of the run's cursor."""
         return self._segment()[0]
 
@@ -252,13 +260,13 @@ class MorphingTrainer(CheckpointingTrainer):
         """As inherited; what the next step is computed from is counted on the way."""
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self.session is not None:
-            self.session.fetched(len(batches), sum(batch[self._tokens_key(batch)].numel() for batch in batches))
+            self.session.fetched([batch[self._tokens_key(batch)].numel() for batch in batches])
         return batches, items
 
     def _tokens_key(self, batch: Mapping[str, Any]) -> str:
         return "input_ids" if "input_ids" in batch else next(iter(batch))
 
-    def set_initial_training_values(self, args: MorphingConfig, dataloader: Any) -> tuple[Any, ...]:
+    def set_initial_training_values(self, args: Any, dataloader: Any) -> tuple[Any, ...]:
         """Epochs, steps and samples of the run, for a loop whose batches may change size."""
         assert self.session is not None
         state = self.session.state
@@ -282,10 +290,11 @@ class MorphingTrainer(CheckpointingTrainer):
         super()._init_training_state(
             max_steps, num_update_steps_per_epoch, self._shown_epochs, resume_from_checkpoint, trial
         )
+        self.state.compute_steps(self.args, max_steps)  # a checkpoint brings the intervals of the run before
         self._show_settings()
         return self.session.state.cursor.epoch, 0
 
-    def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
+    def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> Any:
         """The learning-rate schedule under the run's settings, taken up where it stood."""
         if self.session is None:
             return super().create_scheduler(num_training_steps, optimizer)
@@ -300,6 +309,10 @@ class MorphingTrainer(CheckpointingTrainer):
         assert self.session is not None
         state = self.session.state
         return make_scheduler(self.args, optimizer or self.optimizer, state.settings, state.end, position)
+
+    @property
+    def _custom_scheduler(self) -> bool:
+        return self.lr_scheduler is not None and not self._created_lr_scheduler
 
     @property
     def _is_stateful(self) -> bool:
@@ -326,7 +339,7 @@ class MorphingTrainer(CheckpointingTrainer):
         if checkpoint is None or self.session is None:
             return
         scale_peaks(self.optimizer, self._saved_rate, self.session.state.settings.learning_rate)
-        if not self._is_stateful:
+        if not self._is_stateful and not self._custom_scheduler:
             self.lr_scheduler = self._scheduler_at(self.lr_scheduler.last_epoch)
 
     # ---- Segments --------------------------------------------------------------------------------------------------
@@ -412,6 +425,7 @@ class MorphingTrainer(CheckpointingTrainer):
             morph, census = transplant(self, state, entry.operation, index)
             preserving, note = morph.preserving, morph.note
         session.applied()
+        seconds = time.perf_counter() - start
         record = Record(
             index=index,
             operation=entry.operation.name,
@@ -421,9 +435,12 @@ class MorphingTrainer(CheckpointingTrainer):
             step=state.step,
             tokens=state.tokens,
             before=before,
-            after={**state.facts(), "loss": None},
+            after={
+                **state.facts(),
+                "loss": self._loss_again(trial, ignore_keys_for_eval) if entry.reevaluate else None,
+            },
             moments=asdict(census),
-            seconds=time.perf_counter() - start,
+            seconds=seconds,
             preserving=preserving,
             multipliers=state.multipliers,
             note=note,
@@ -432,12 +449,16 @@ class MorphingTrainer(CheckpointingTrainer):
         self.callback_handler.announce("on_operation", self.args, self.state, self.control, record=record)
         facts = {"operations": index + 1, **state.spec.facts()}
         self.log({f"morph/{name}": float(value) for name, value in facts.items()})  # a marker for whoever reports
-        if entry.reevaluate:
-            session.listening = False
-            try:
-                self._evaluate(trial, ignore_keys_for_eval, skip_scheduler=True)
-            finally:
-                session.listening = True
+
+    def _loss_again(self, trial: Any, ignore_keys_for_eval: list[str] | None) -> float | None:
+        """Evaluate to show what an operation did. That is no progress, so it fires no trigger."""
+        assert self.session is not None
+        self.session.listening = False
+        try:
+            self._evaluate(trial, ignore_keys_for_eval, skip_scheduler=True)
+        finally:
+            self.session.listening = True
+        return self.session.state.loss
 
     def _adopt(self, new: Settings) -> None:
         """Put other settings into force, and everything that follows from them."""

@@ -197,11 +197,16 @@ class _Composite(Trigger):
     joint: ClassVar[str]
     parts: Annotated[tuple[Trigger, ...], Field(min_length=1)]
 
+    @property
+    def _shown(self) -> tuple[Trigger, ...]:
+        """The conditions worth naming."""
+        return self.parts
+
     def describe(self) -> str:
-        return self.joint.join(part.describe() for part in self.parts)
+        return self.joint.join(part.describe() for part in self._shown)
 
     def progress(self, clock: Clock) -> str:
-        return self.joint.join(part.progress(clock) for part in self.parts)
+        return self.joint.join(part.progress(clock) for part in self._shown)
 
     def to_data(self) -> dict[str, Any]:
         return {self.kind: [part.to_data() for part in self.parts]}
@@ -226,6 +231,11 @@ class AnyOf(_Composite):
 
     kind: ClassVar[str] = "any"
     joint: ClassVar[str] = " or "
+
+    @property
+    def _shown(self) -> tuple[Trigger, ...]:
+        """`trigger_loss: 0` beside a wait is only a way to write "never by loss"."""
+        return tuple(part for part in self.parts if part.can_fire(evaluates=True)) or self.parts
 
     def due(self, clock: Clock) -> str | None:
         return next((reason for part in self.parts if (reason := part.due(clock))), None)

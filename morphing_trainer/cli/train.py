@@ -45,7 +45,7 @@ def train(arguments: Arguments) -> MorphingTrainer:
     """Train as the arguments say. What is cheap to check is checked first."""
     args = arguments.training
     resume = args.resume_from_checkpoint
-    check_output_dir(args.output_dir, resume=resume is not None, overwrite=args.overwrite_output_dir)
+    check_output_dir(str(args.output_dir), resume=resume is not None, overwrite=args.overwrite_output_dir)
     schedule = Schedule.of(args.scaling_schedule_file)
     _quieten()
     with args.main_process_first(desc="preparing the data"):
@@ -64,7 +64,7 @@ def train(arguments: Arguments) -> MorphingTrainer:
         schedule=schedule,
     )
     trainer.train(resume_from_checkpoint=resume)
-    folder = Path(args.output_dir) / MODEL
+    folder = Path(str(args.output_dir)) / MODEL
     trainer.save_model(str(folder))
     if trainer.is_world_process_zero():
         logging.getLogger("morphing_trainer").info("model saved in %s", folder)

@@ -92,7 +92,7 @@ def transplant_states(
             continue
         assert isinstance(origin, Descent)
         if origin.maps:
-            new[name] = {key: _moment(key, value, origin) for key, value in state.items()}
+            new[name] = {key: _moment(key, value, origin, state) for key, value in state.items()}
             live, plain = _tally(origin.maps, sizes[name])
             carried, scaled, newborn = carried + plain, scaled + live - plain, newborn + sizes[name] - live
         else:
@@ -120,7 +120,7 @@ def _weight(old: Tensor, origin: Descent) -> Tensor:
     return new
 
 
-def _moment(key: str, value: Any, origin: Descent) -> Any:
+def _moment(key: str, value: Any, origin: Descent, state: State) -> Any:
     if not isinstance(value, Tensor) or value.ndim == 0:
         return _copied(value)
     if key not in MOMENT_ORDER:
@@ -128,7 +128,8 @@ def _moment(key: str, value: Any, origin: Descent) -> Any:
             f"optimizer: its state {key!r} has no rule for a parameter that changes shape ({origin.ancestor}). "
             f"Known are {', '.join(MOMENT_ORDER)}; use an optimizer such as AdamW, Adam, SGD, RMSprop or Adagrad."
         )
-    order = MOMENT_ORDER[key]
+    # RMSprop divides by the root of `square_avg` before it averages, so its buffer does not know the gradient's scale.
+    order = 0 if key == "momentum_buffer" and "square_avg" in state else MOMENT_ORDER[key]
     new = _gather(value, origin.maps, "grad", order)
     live, _ = _tally(origin.maps, new.numel())
     if order == 2 and 0 < live < new.numel():

@@ -14,6 +14,10 @@ from morphing_trainer.operations.base import ArchitectureOperation, GrowthFactor
 LayerIndex = Annotated[int, Field(ge=0)]
 
 
+MOST_LAYERS = 10_000
+"""Deeper than any model; a slip of the finger must not keep the dry run busy for hours."""
+
+
 class StackLayers(ArchitectureOperation):
     """Repeat the blocks until the model is `value` times as deep, or take those that a list names, e.g. [0, 0, 1, 1].
 
@@ -46,6 +50,8 @@ class StackLayers(ArchitectureOperation):
         if isinstance(self.value, list):
             return self._listed(self.value, layers)
         depth = round(layers * self.value)
+        if depth > MOST_LAYERS:
+            raise OperationError(f"{depth} layers are more than can be meant; the limit is {MOST_LAYERS}")
         if abs(depth - layers * self.value) > 1e-6:
             raise OperationError(
                 f"{layers} layers times {self.value} is {layers * self.value:g}, not a whole number of layers; "

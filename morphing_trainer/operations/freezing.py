@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 import torch
 
 from morphing_trainer.errors import OperationError
-from morphing_trainer.lineage import Lineage, ModelSpec
+from morphing_trainer.lineage import Descent, Lineage, ModelSpec
 from morphing_trainer.operations.base import ArchitectureOperation, Morph
 from morphing_trainer.operations.components import Components, resolve
 
@@ -50,4 +50,6 @@ class UnfreezeLayer(ArchitectureOperation):
         already = [name for name, parameters in chosen.items() if not parameters & spec.frozen]
         note = f"not frozen before: {', '.join(already)}" if already else ""
         new = spec.evolve(spec.frozen.difference(*chosen.values()))
-        return Morph(new, Lineage.unchanged(new.shapes), preserving=True, note=note)
+        thawed = spec.frozen - new.frozen
+        origins = {name: Descent(name, moments="newborn" if name in thawed else "carried") for name in new.shapes}
+        return Morph(new, Lineage(origins), preserving=True, note=note)

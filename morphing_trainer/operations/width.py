@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor
 
 from morphing_trainer.errors import OperationError
 from morphing_trainer.lineage import NEWBORN, Fill, ModelSpec, Units, resize
 from morphing_trainer.operations.base import ArchitectureOperation, Count, GrowthFactor, Morph, fresh_frozen
+
+MOST_UNITS = 2**24
+"""Wider than any model; a slip of the finger must not keep the dry run busy for hours."""
 
 Split = Literal["uneven", "even", "newborn"]
 
@@ -22,11 +25,20 @@ class _Widening(ArchitectureOperation):
     split: Split = "uneven"
     noise: Annotated[float, Field(ge=0, le=1)] = 0.0
 
+    @field_validator("noise")
+    @classmethod
+    def _needs_copies(cls, noise: float, info: ValidationInfo) -> float:
+        if noise and info.data.get("split") == "newborn":
+            raise ValueError("disturbs copies, and split: newborn makes none; leave noise out")
+        return noise
+
     def _target(self, spec: ModelSpec) -> int:
         raise NotImplementedError
 
     def morph(self, spec: ModelSpec, rng: torch.Generator) -> Morph:
         target = self._target(spec)
+        if target > MOST_UNITS:
+            raise OperationError(f"{target} MLP units are more than can be meant; the limit is {MOST_UNITS}")
         new = spec.evolve(mlp=target)
         units = [self._units(spec.mlp, target, rng) for _ in range(spec.layers)]
         fill = Fill(std=float(spec.config.initializer_range), seed=_seed(rng))
@@ -92,7 +104,10 @@ def _even(source: Tensor, old: int) -> Tensor:
 
 
 def _uneven(source: Tensor, old: int, rng: torch.Generator) -> Tensor:
-    """Shares in proportions spread over 0.8 ... 1.2, with jitter: no two copies of a unit get nearly the same."""
+    """Shares in proportions spread over 0.8 ... 1.2, with jitter: no two copies of a unit get nearly the same.
+
+    The jitter is at most an eighth of the distance between neighbours, so that it never brings two together.
+    """
     copies = torch.bincount(source, minlength=old)[source]
     rank = torch.zeros_like(source)
     for position in range(0, len(source), old):  # the k-th round of `_balanced` holds every unit's k-th copy
@@ -100,7 +115,7 @@ def _uneven(source: Tensor, old: int, rng: torch.Generator) -> Tensor:
     spread = 2.0 * rank / (copies - 1).clamp(min=1) - 1.0
     # Which copy gets the larger part is drawn per unit; otherwise originals would always shrink more.
     sign = torch.randint(2, (old,), generator=rng)[source] * 2.0 - 1.0
-    jitter = torch.rand(len(source), generator=rng, dtype=torch.float64) * 0.1 - 0.05
+    jitter = (torch.rand(len(source), generator=rng, dtype=torch.float64) * 0.1 - 0.05) / (copies - 1).clamp(min=1)
     weight = torch.where(copies > 1, 1.0 + 0.2 * sign * spread.double() + jitter, 1.0)
     total = torch.zeros(old, dtype=torch.float64).index_add_(0, source, weight)
     return weight / total[source]

@@ -282,6 +282,5 @@ def _numbers(values: Mapping[str, Any] | None) -> dict[str, float]:
 
 def _finished(numbers: Mapping[str, float], state: TrainerState) -> str:
     loss = f", mean training loss {loss_text(numbers['train_loss'])}" if "train_loss" in numbers else ""
-    return (
-        f"Finished at step {state.global_step:,}/{state.max_steps:,} after {duration(numbers['train_runtime'])}{loss}"
-    )
+    word = "Finished" if state.global_step >= state.max_steps else "Stopped"
+    return f"{word} at step {state.global_step:,}/{state.max_steps:,} after {duration(numbers['train_runtime'])}{loss}"

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch.optim import Optimizer
-from transformers import Trainer
 
 from morphing_trainer.config import MorphingConfig
 from morphing_trainer.engine import grow, install_states, rebuild_optimizer, states_by_name
@@ -25,17 +24,18 @@ MUTABLE = ("per_device_train_batch_size", "gradient_accumulation_steps", "eval_i
 class CurrentModel:
     """Stands for the model of the moment in places that would hold on to the first one."""
 
-    def __init__(self, trainer: Trainer) -> None:
+    def __init__(self, trainer: Any) -> None:
         self._trainer = trainer
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._trainer.model_wrapped, name)
 
 
-def bare_optimizer(trainer: Trainer) -> Optimizer:
+def bare_optimizer(trainer: Any) -> Optimizer:
     """The torch optimizer inside accelerate's wrapper."""
     optimizer = trainer.optimizer
-    return getattr(optimizer, "optimizer", optimizer)
+    bare: Optimizer = getattr(optimizer, "optimizer", optimizer)
+    return bare
 
 
 def enforce(settings: Settings, args: MorphingConfig) -> None:
@@ -46,15 +46,17 @@ def enforce(settings: Settings, args: MorphingConfig) -> None:
 
 
 @contextmanager
-def restored_on_failure(trainer: Trainer) -> Iterator[None]:
-    """Leave model, optimizer and scheduler as they were if the block raises."""
+def restored_on_failure(trainer: Any) -> Iterator[None]:
+    """Leave model, optimizer and scheduler as they were if the block raises. Global random state stays in any case."""
     names = ("model", "model_wrapped", "optimizer", "lr_scheduler", "_created_lr_scheduler")
     before = {name: getattr(trainer, name) for name in names}
     prepared = ("_models", "_optimizers", "_schedulers", "_dataloaders")
     lists = {name: getattr(trainer.accelerator, name) for name in prepared}
     handler = {name: getattr(trainer.callback_handler, name) for name in ("model", "optimizer", "lr_scheduler")}
+    device = trainer.args.device
     try:
-        yield
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            yield
     except BaseException:
         for owner, values in ((trainer, before), (trainer.accelerator, lists), (trainer.callback_handler, handler)):
             for name, value in values.items():
@@ -62,7 +64,7 @@ def restored_on_failure(trainer: Trainer) -> Iterator[None]:
         raise
 
 
-def transplant(trainer: Trainer, state: RunState, operation: ArchitectureOperation, index: int) -> tuple[Morph, Census]:
+def transplant(trainer: Any, state: RunState, operation: ArchitectureOperation, index: int) -> tuple[Morph, Census]:
     """Put the grown model and its optimizer in the place of the old ones, prepared with Accelerator.
 
     Raises:

@@ -63,6 +63,13 @@ def check_devices(trainer: Trainer) -> None:
             "this process sees several GPUs, which would be used through DataParallel; launch one process per GPU: "
             "accelerate launch --multi_gpu train.py ..., or choose one by CUDA_VISIBLE_DEVICES."
         )
+    args = trainer.args
+    if args.world_size > 1 and not (args.average_tokens_across_devices or args.dataloader_drop_last):
+        # The last micro-batch of an epoch may leave a process without a sample, and its own average would be NaN.
+        raise ConfigError(
+            "average_tokens_across_devices: must stay true with several processes, so that the last, smaller batch of "
+            "an epoch counts by its tokens; remove the setting, or set dataloader_drop_last."
+        )
 
 
 def check_schedule(schedule: Schedule, args: MorphingConfig, has_scheduler: bool) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import TrainingArguments, get_scheduler
@@ -31,7 +33,7 @@ def make_scheduler(
         optimizer=optimizer,
         num_warmup_steps=settings.warmup_steps,
         num_training_steps=max(1, total_steps - settings.lr_anchor),
-        scheduler_specific_kwargs=args.lr_scheduler_kwargs,
+        scheduler_specific_kwargs=cast("dict[str, Any] | None", args.lr_scheduler_kwargs),
     )
     if position and not is_stateful:
         seek(scheduler, position)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 from morphing_trainer.data.cursor import CursorBatchSampler
@@ -30,18 +31,24 @@ class Session:
         self.saves = True
         """Whether the last checkpoint that was due has been saved; a dead model's is not."""
         self._sampler: CursorBatchSampler | None = None
-        self._batches = self._fetched = self._tokens = 0
+        self._batches = self._fetched = self._samples = self._tokens = 0
         self._resumed_at = time.perf_counter()
         self._seconds_before = state.seconds
 
     def open_segment(self, sampler: CursorBatchSampler) -> None:
         """A stretch of an epoch with one batch size begins."""
         self._sampler = sampler
-        self._batches = self._fetched = self._tokens = 0
+        self._batches = self._fetched = self._samples = self._tokens = 0
 
-    def fetched(self, batches: int, tokens: int) -> None:
-        """Micro-batches and tokens of the optimizer step that is about to be computed, on this rank."""
-        self._fetched, self._tokens = batches, tokens
+    def fetched(self, tokens: Sequence[int]) -> None:
+        """Tokens of each micro-batch of the optimizer step that is about to be computed, on this rank."""
+        assert self._sampler is not None
+        self._fetched, self._samples, self._tokens = len(tokens), 0, 0
+        for number, count in enumerate(tokens, self._batches):
+            share, extra = divmod(self._sampler.samples_in(number, 1), self._sampler.world_size)
+            mine = share + (self._sampler.rank < extra)
+            self._samples += mine
+            self._tokens += count if mine else 0  # of a placeholder, none
 
     def seconds(self) -> float:
         """Time spent training, over all restarts."""
@@ -52,12 +59,13 @@ class Session:
         state = self.state
         assert self._sampler is not None
         state.step = step
-        state.cursor.advance(self._sampler.samples_in(self._batches, self._fetched))
+        samples = self._sampler.samples_in(self._batches, self._fetched)
+        state.cursor.advance(samples)
         state.seconds = self.seconds()
         state.epoch_closed = False
         self._batches += self._fetched
-        # Rank 0 takes the other ranks' batches to be as long as its own, which packed blocks are.
-        expected = state.tokens + self._tokens * self.consensus.world_size
+        # Rank 0 takes the other ranks' samples to be as long as its own, which packed blocks are.
+        expected = state.tokens + (self._tokens * samples // self._samples if self._samples else 0)
         decision = self._ask(expected)
         agreed = self.consensus.exchange(self.stop.signum is not None, decision, self._tokens)
         state.tokens += agreed.tokens

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from morphing_trainer.data.cursor import Cursor
-from morphing_trainer.errors import CheckpointError
+from morphing_trainer.errors import CheckpointError, MorphError
 from morphing_trainer.lineage import ModelSpec
 from morphing_trainer.schedule import Position
 from morphing_trainer.settings import Settings
@@ -138,7 +138,9 @@ class RunState:
                     {"index": int(e["index"]), "step": int(e["step"]), "entry": e["entry"]} for e in data["executed"]
                 ],
             )
-        except (KeyError, TypeError, AttributeError) as error:
+        except MorphError:
+            raise
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise CheckpointError(f"checkpoint: its state is not one that this library wrote ({error!r})") from error
 
 
