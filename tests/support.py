@@ -61,7 +61,9 @@ def arguments(folder: Path, **changes: Any) -> MorphingConfig:
     return MorphingConfig(str(folder), **{**DEFAULTS, **changes})
 
 
-def trainer(folder: Path, schedule: Any = None, model: GPT2LMHeadModel | None = None, **changes: Any) -> MorphingTrainer:
+def trainer(
+    folder: Path, schedule: Any = None, model: GPT2LMHeadModel | None = None, **changes: Any
+) -> MorphingTrainer:
     """A trainer over `Tokens`; the model is copied, so that a test can start from it twice."""
     options = {name: changes.pop(name) for name in ("callbacks", "optimizers", "data_collator") if name in changes}
     data = changes.pop("data", None) or Tokens()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -67,8 +68,10 @@ def record(stages: list[Stage]) -> Callable[..., Record]:
 
 @pytest.fixture(autouse=True)
 def _quiet_afterwards() -> Iterator[None]:
-    """No test leaves a handler on the library's logger."""
+    """No test leaves a handler on the library's logger, or another level."""
+    level = logging.getLogger("morphing_trainer").level
+    assert level == logging.NOTSET
     yield
     log.close_run_log()
     log.detach_console()
-    assert not log.LOGGER.handlers
+    assert not log.LOGGER.handlers and log.LOGGER.level == level

@@ -123,7 +123,7 @@ def test_off_a_terminal_everything_is_a_plain_line(
     )
     assert "2.02M parameters, 8 x 128" in shown[12]
     assert shown[13] == "step 20/1,000: checkpoint saved"
-    assert shown[14] == "Finished at step 20/1,000 after 12.3 s, mean training loss 4.250"
+    assert shown[14] == "Stopped at step 20/1,000 after 12.3 s, mean training loss 4.250"
     assert shown[15] == "1 operation applied" and shown[17].startswith("10 ") and len(shown) == 18
     for forbidden in ("\x1b", "\r", "─", "│", "━"):
         assert forbidden not in stream.getvalue()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -199,3 +200,13 @@ def test_records_that_hold_only_what_changed(record: Maker) -> None:
 def test_text_from_files_cannot_draw_on_the_terminal(record: Maker) -> None:
     for text in both(record(1, 5, desc="\x1b[2Jbad\r\nlines [red]x[/red]", trigger="a\nb")):
         assert "\x1b" not in text and "\r" not in text and "bad lines [red]x[/red]" in text and "a b" in text
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_tables_show_brackets_and_keep_names_whole(record: Maker, stages: list[Stage], width: int) -> None:
+    made = record(4, 123_456, operation="decrease_vocab_lora_scaling", trigger="[red]loss[/red] is low")
+    text = drawn(tables.operations_table([made]), width)
+    assert "decrease_vocab_lora_scaling" in text and "[red]loss[/red]" in text
+    renamed = [*stages[:1], replace(stages[1], operation="decrease_vocab_lora_scaling", trigger="[red]loss[/red]")]
+    text = drawn(tables.plan_table(renamed), width)
+    assert "decrease_vocab_lora_scaling" in text and "[red]loss[/red]" in text

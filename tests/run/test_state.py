@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from morphing_trainer.data.cursor import Cursor
+from morphing_trainer.errors import CheckpointError, MorphError
+from morphing_trainer.lineage import ModelSpec
+from morphing_trainer.run.state import RunState
+from morphing_trainer.schedule import Position
+from morphing_trainer.settings import Settings
+from morphing_trainer.triggers import Clock
+from tests.support import tiny_config
+
+SETTINGS = Settings(1e-3, batch_size=8, grad_accum=2, warmup_steps=10, eval_iters=20, eval_interval=50)
+
+
+def state(**changes: Any) -> RunState:
+    spec = ModelSpec(tiny_config(), frozenset({"transformer.wpe.weight"}))
+    groups = dict.fromkeys(spec.shapes, 0) | {"transformer.ln_f.bias": 1}
+    values: dict[str, Any] = {
+        "position": Position(2, 30, "step 44"),
+        "step": 44,
+        "end": 100,
+        "tokens": 5632,
+        "seconds": 12.5,
+        "evaluations": [(35, 4.5), (40, math.inf)],
+        "loss": 4.25,
+        "epoch_closed": True,
+        "executed": [{"index": 0, "step": 30, "entry": {"name": "change_lr", "value": 2.0}}],
+    }
+    cursor = Cursor(101, seed=3, epoch=1, position=60)
+    return RunState(spec, groups, SETTINGS, SETTINGS, spec.layers, spec.mlp, cursor, **{**values, **changes})
+
+
+def test_round_trip_through_strict_json() -> None:
+    before = state()
+    data = json.loads(json.dumps(before.to_dict(), allow_nan=False))
+    after = RunState.from_dict(data, samples=101)
+    assert after.to_dict() == before.to_dict()
+    assert after.clock(evaluating=True) == before.clock(evaluating=True)
+    assert (after.position, after.settings, after.cursor) == (before.position, before.settings, before.cursor)
+    assert (after.spec.shapes, after.spec.frozen) == (before.spec.shapes, before.spec.frozen)
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf, None, 0.0])
+def test_any_loss_survives(loss: float | None) -> None:
+    seen = [] if loss is None else [(40, loss)]
+    text = json.dumps(state(loss=loss, evaluations=seen).to_dict(), allow_nan=False)
+    after = RunState.from_dict(json.loads(text), samples=101)
+    assert repr(after.loss) == repr(loss)
+    assert repr(after.evaluations) == repr(seen)
+
+
+def test_what_triggers_see() -> None:
+    assert state(evaluations=[(40, 4.5)]).clock(evaluating=True) == Clock(
+        step=44,
+        epoch=1 + 60 / 101,
+        tokens=5632,
+        train_seconds=12.5,
+        waited=14,
+        evaluations=((40, 4.5),),
+        evaluating=True,
+    )
+
+
+def test_multipliers_and_divisors() -> None:
+    run = state()
+    assert set(run.multipliers.values()) == {1.0}
+    run.settings = Settings(5e-4, batch_size=32, grad_accum=1, warmup_steps=30, eval_iters=5, eval_interval=25)
+    run.spec = run.spec.evolve(layers=8, mlp=256)
+    assert run.multipliers == {
+        "lr_multiplier": 0.5,
+        "batch_size_multiplier": 4.0,
+        "grad_accum_multiplier": 0.5,
+        "warmup_iters_multiplier": 3.0,
+        "eval_iters_multiplier": 0.25,
+        "eval_interval_multiplier": 0.5,
+        "n_layer_divisor": 0.25,
+        "n_hidden_divisor": 0.25,
+    }
+
+
+def test_what_was_not_set_has_no_ratio() -> None:
+    bare = replace(SETTINGS, warmup_steps=0, eval_iters=None, eval_interval=None)
+    run = RunState(state().spec, {}, bare, replace(bare, warmup_steps=9, eval_iters=5), 2, 64, Cursor(8, 0))
+    ratios = {name: run.multipliers[name] for name in ("warmup_iters_multiplier", "eval_iters_multiplier")}
+    assert ratios == {"warmup_iters_multiplier": 1.0, "eval_iters_multiplier": 1.0}
+    assert run.multipliers["eval_interval_multiplier"] == 1.0
+
+
+def test_facts_of_a_record() -> None:
+    facts = state().facts()
+    assert (facts["layers"], facts["mlp"], facts["hidden"], facts["loss"]) == (2, 64, 16, 4.25)
+    assert facts["parameters"] - facts["trainable"] == 16 * 16
+    assert (facts["batch_size"], facts["learning_rate"]) == (8, 1e-3)
+
+
+def test_another_training_set_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="trained on 101 samples"):
+        RunState.from_dict(state().to_dict(), samples=102)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("settings", {"learning_rate": 1}),
+        ("settings", None),
+        ("position", {"done": 1, "more": 2}),
+        ("spec", {"config": {}}),
+        ("groups", [1]),
+        ("cursor", {"length": 101}),
+        ("evaluations", 5),
+        ("step", None),
+        ("step", "many"),
+        ("loss", "low"),
+        ("evaluations", [[1]]),
+        ("executed", [{"index": 1}]),
+    ],
+)
+def test_a_malformed_state_is_an_error(key: str, value: Any) -> None:
+    with pytest.raises(MorphError):
+        RunState.from_dict({**state().to_dict(), key: value}, samples=101)
+    data = state().to_dict()
+    del data[key]
+    with pytest.raises(MorphError):
+        RunState.from_dict(data, samples=101)

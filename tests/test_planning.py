@@ -1,0 +1,244 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from morphing_trainer.errors import ScheduleError
+from morphing_trainer.functional import morph
+from morphing_trainer.lineage import ModelSpec
+from morphing_trainer.operations import ArchitectureOperation
+from morphing_trainer.planning import operation_rng, play
+from morphing_trainer.reporting.records import Stage
+from morphing_trainer.schedule import Position, Schedule
+from morphing_trainer.settings import Settings
+from tests.support import tiny_config, tiny_model
+
+SETTINGS = Settings(1e-3, batch_size=8, grad_accum=2, warmup_steps=10, eval_iters=20, eval_interval=50)
+
+
+def entry(name: str, value: Any, **options: Any) -> dict[str, Any]:
+    return {"name": name, "value": value, **({} if "when" in options else {"max_wait_iters": 5}), **options}
+
+
+def plan(*entries: dict[str, Any], settings: Settings = SETTINGS, layers: int = 2, **options: Any) -> list[Stage]:
+    config = tiny_config(n_layer=layers, **options.pop("config", {}))
+    return play(Schedule.of(list(entries)), ModelSpec(config), settings, **options)
+
+
+def problems(*entries: dict[str, Any], **options: Any) -> list[str]:
+    with pytest.raises(ScheduleError) as caught:
+        plan(*entries, **options)
+    return [str(problem).removeprefix("schedule: ") for problem in caught.value.problems]
+
+
+def test_a_whole_schedule_against_the_real_models() -> None:
+    """Every stage's figures are those of the model that the operations really make."""
+    entries = [
+        entry("change_lr", 2),
+        entry("stack_layers", 2, init="identity"),
+        entry("widen_mlp", 1.5),
+        entry("freeze_layer", ["wte", "attn.1-2"]),
+        entry("stack_layers", [0, 1, 2, 3, 3]),
+        entry("set_mlp_width", 100, split="newborn"),
+        entry("unfreeze_layer", "*"),
+        entry("reset_optimizer_state", None),
+    ]
+    stages = plan(*entries)
+    model = tiny_model()
+    assert [stage.index for stage in stages] == list(range(len(entries) + 1))
+    assert (stages[0].operation, stages[0].trigger) == (None, "")
+    for stage, step in zip(stages[1:], entries, strict=True):
+        if step["name"] != "change_lr":
+            model = morph(model, {key: value for key, value in step.items() if key != "max_wait_iters"}).model
+        assert (stage.operation, stage.trigger) == (step["name"], "after 5 steps")
+        assert stage.parameters == sum(p.numel() for p in model.parameters())
+        assert stage.trainable == sum(p.numel() for p in model.parameters() if p.requires_grad)
+        assert (stage.layers, stage.mlp, stage.hidden) == (model.config.n_layer, model.config.n_inner or 64, 16)
+    assert [stage.layers for stage in stages] == [2, 2, 4, 4, 4, 5, 5, 5, 5]
+    assert [stage.mlp for stage in stages] == [64, 64, 64, 96, 96, 96, 100, 100, 100]
+
+
+def test_hyper_parameters_of_every_stage() -> None:
+    stages = plan(
+        entry("change_lr", 0.5),
+        entry("set_lr", 0.1),
+        entry("change_batch_size", 1.5),
+        entry("set_batch_size_relative", 0.5),
+        entry("change_batch_size", 0.01),
+        entry("set_batch_size", 32),
+        entry("change_grad_accum", 2.5),
+        entry("change_grad_accum", 0.1),
+        entry("set_grad_accum", 3),
+        entry("change_warmup_iters", 1.55),
+        entry("set_warmup_iters", 4),
+        entry("change_eval_iters", 0.001),
+        entry("set_eval_iters", 7),
+        entry("change_eval_interval", 0.5),
+        entry("set_eval_interval", 9),
+        entry("reset_lr_schedule", None),
+    )
+    assert [stage.settings.learning_rate for stage in stages[:4]] == [1e-3, 5e-4, 0.1, 0.1]
+    assert [stage.settings.batch_size for stage in stages[2:7]] == [8, 12, 8, 1, 32]
+    assert [stage.settings.grad_accum for stage in stages[6:10]] == [2, 5, 1, 3]
+    assert [stage.settings.warmup_steps for stage in stages[9:12]] == [10, 15, 4]
+    assert [stage.settings.eval_iters for stage in stages[11:14]] == [20, 1, 7]
+    assert [stage.settings.eval_interval for stage in stages[13:16]] == [50, 25, 9]
+    assert {(stage.parameters, stage.layers) for stage in stages} == {(stages[0].parameters, 2)}
+
+
+def test_every_problem_is_judged_on_the_model_that_the_entries_before_it_leave() -> None:
+    found = problems(
+        entry("stack_layers", 1.3),
+        entry("freeze_layer", "attn.2"),
+        entry("stack_layers", 1.5),
+        entry("freeze_layer", "attn.2"),  # there is one now
+        entry("freeze_layer", "attn.3"),
+        entry("set_mlp_width", 32),
+        entry("widen_mlp", 1.001),
+        entry("stack_layers", [0, 1, 2, 3]),
+        entry("freeze_layer", "lm_head"),
+        entry("freeze_layer", "*"),
+        entry("stack_layers", [0, 0, 1, 2, 2], init="identity"),
+        entry("stack_layers", [1, 0, 2, 3, 4, 4], init="identity"),
+        entry("stack_layers", [0, 1, 2]),
+    )
+    heads = [problem.split(":")[0] for problem in found]
+    assert heads == [
+        "entry 1 (stack_layers), value",
+        "entry 2 (freeze_layer), value",
+        "entry 5 (freeze_layer), value",
+        "entry 6 (set_mlp_width), value",
+        "entry 7 (widen_mlp), value",
+        "entry 8 (stack_layers), value",
+        "entry 9 (freeze_layer), value",
+        "entry 10 (freeze_layer), value",
+        "entry 12 (stack_layers), value",
+        "entry 13 (stack_layers), value",
+    ]
+    assert "2 layers times 1.3 is 2.6, not a whole number of layers; use 1.5 for 3 layers" in found[0]
+    assert "'attn.2' names no component of this model with 2 layers; it has attn.0 to attn.1" in found[1]
+    assert "with 3 layers; it has attn.0 to attn.2" in found[2]
+    assert "has 64 units already and cannot shrink to 32" in found[3]
+    assert "64 MLP units times 1.001 is 64.064, not a whole number; use set_mlp_width 64" in found[4]
+    assert "the list names layer 3, but the model has layers 0 to 2" in found[5]
+    assert "'lm_head' shares its weights with 'wte' and cannot be frozen alone" in found[6]
+    assert "nothing would be left to train" in found[7]
+    assert "expected [0, 1, 2, 3, 4]" in found[8]
+    assert "the list has 3 layers, but must have more than the model's 5" in found[9]
+
+
+def test_layer_12_of_12_layers() -> None:
+    (found,) = problems(entry("freeze_layer", "h.12"), layers=12)
+    assert "it has h.0 to h.11" in found
+    plan(entry("freeze_layer", "h.11"), layers=12)
+    plan(entry("stack_layers", 1.25), layers=12)
+
+
+def test_a_tied_head_is_frozen_with_its_embedding_and_an_untied_one_alone() -> None:
+    _, stage = plan(entry("freeze_layer", ["wte", "lm_head"]))
+    assert stage.parameters - stage.trainable == 32 * 16
+    _, stage = plan(entry("freeze_layer", "lm_head"), config={"tie_word_embeddings": False})
+    assert stage.parameters - stage.trainable == 32 * 16
+
+
+def test_settings_that_do_not_fit() -> None:
+    bare = Settings(1e-3, 8, 1, 0, eval_iters=None, eval_interval=None)
+    found = problems(
+        entry("change_eval_iters", 2),
+        entry("set_eval_iters", 5),
+        entry("change_eval_iters", 2),  # there is something to multiply now
+        entry("set_eval_interval", 5),
+        settings=bare,
+    )
+    assert [problem.split(":")[0] for problem in found] == [
+        "entry 1 (change_eval_iters), value",
+        "entry 4 (set_eval_interval), value",
+    ]
+
+
+@pytest.mark.parametrize("name", ["change_lr", "change_batch_size", "change_grad_accum", "change_warmup_iters"])
+def test_factors_beyond_all_numbers_are_problems_too(name: str) -> None:
+    found = problems(*[entry(name, 1e308)] * 4)
+    assert found
+    assert all("value: " in problem for problem in found)
+
+
+def test_models_whose_blocks_depend_on_their_place() -> None:
+    (found,) = problems(entry("stack_layers", 2), config={"scale_attn_by_inverse_layer_idx": True})
+    assert "scale_attn_by_inverse_layer_idx" in found
+
+
+def test_triggers_that_can_never_fire() -> None:
+    by_loss = {"max_wait_iters": None, "trigger_loss": 3.0}
+    never = {"max_wait_iters": None, "trigger_loss": 0}
+    assert len(plan(entry("change_lr", 2, **by_loss))) == 2
+    (found,) = problems(entry("change_lr", 2, **by_loss), evaluates=False)
+    assert found.startswith("entry 1 (change_lr): can never fire (loss < 3): the run does not evaluate; set eval_strat")
+    (found,) = problems(entry("change_lr", 2, **never))
+    assert found.startswith("entry 1 (change_lr): can never fire (loss < 0): no loss is < 0")
+    (found,) = problems(entry("change_lr", 2, when={"plateau": {"window": 3}}), evaluates=False)
+    assert "can never fire" in found
+    plan(entry("change_lr", 2, trigger_loss=0), evaluates=False)
+    plan(entry("change_lr", 2, when={"any": [{"loss_below": 1}, {"at_step": 3}]}), evaluates=False)
+
+
+def test_several_kinds_of_problem_with_their_lines(tmp_path: Path) -> None:
+    path = tmp_path / "s.yaml"
+    path.write_text(
+        "- {name: change_lr, value: 2, trigger_loss: 0}\n"
+        "- name: stack_layers\n  value: 1.3\n  max_wait_iters: 3\n"
+        "- {name: freeze_layer, value: h.9, trigger_loss: 0}\n"
+    )
+    with pytest.raises(ScheduleError) as caught:
+        play(Schedule.load(path), ModelSpec(tiny_config()), SETTINGS)
+    assert [problem.where for problem in caught.value.problems] == [
+        f"{path}:1: entry 1 (change_lr)",
+        f"{path}:3: entry 2 (stack_layers), value",
+        f"{path}:5: entry 3 (freeze_layer), value",
+        f"{path}:5: entry 3 (freeze_layer)",
+    ]
+
+
+def test_what_is_done_is_not_played_again() -> None:
+    done = entry("stack_layers", 1.3, completed=True)
+    stages = plan(done, entry("stack_layers", 2), done, entry("change_lr", 2))
+    assert [(stage.index, stage.layers) for stage in stages] == [(1, 2), (2, 4), (4, 4)]
+    rest = plan(
+        entry("stack_layers", 1.3), entry("change_lr", 2), entry("stack_layers", 2), position=Position(1, since=70)
+    )
+    assert [(stage.index, stage.operation) for stage in rest] == [(1, None), (2, "change_lr"), (3, "stack_layers")]
+
+
+def test_playing_costs_no_weights_and_no_random_numbers() -> None:
+    before = torch.get_rng_state()
+    config = {"n_embd": 4096, "n_head": 32, "vocab_size": 50_000, "n_positions": 2048}
+    stages = plan(entry("stack_layers", 8), entry("freeze_layer", "h.0-7"), config=config)
+    assert stages[-1].parameters > 3e9  # 12 GB of them, had they been made
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_an_operation_draws_the_same_numbers_in_the_dry_run_and_in_the_run() -> None:
+    def draws(seed: int, index: int) -> list[int]:
+        return torch.randint(2**31, (4,), generator=operation_rng(seed, index)).tolist()
+
+    assert draws(7, 3) == draws(7, 3)
+    assert len({tuple(draws(seed, index)) for seed in (0, 7) for index in range(4)}) == 8
+    operation = Schedule.of([entry("widen_mlp", 1.5)]).entries[0].operation
+    assert isinstance(operation, ArchitectureOperation)
+    spec = ModelSpec(tiny_config())
+    dry, real = (operation.morph(spec, operation_rng(7, 0)).lineage.origins for _ in range(2))
+    other = operation.morph(spec, operation_rng(7, 1)).lineage.origins
+    assert _facts(dry) == _facts(real)
+    assert _facts(dry) != _facts(other)
+
+
+def _facts(origins: Any) -> str:
+    torch.set_printoptions(threshold=math.inf)  # type: ignore[arg-type]  # whole tensors, not their edges
+    try:
+        return repr(origins)
+    finally:
+        torch.set_printoptions(profile="default")
