@@ -1,0 +1,126 @@
+"""What people copy from: the example schedules load and fit, the example scripts run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GPT2LMHeadModel
+
+from morphing_trainer.lineage import ModelSpec
+from morphing_trainer.planning import play
+from morphing_trainer.schedule import Schedule
+from morphing_trainer.settings import Settings
+from tests.support import tiny_config, tiny_model
+
+ROOT = Path(__file__).parent.parent
+SCHEDULES = sorted(path for path in (ROOT / "configs" / "schedules").iterdir())
+LAYERS = {"llama_pro.yaml": 12, "thaw.yaml": 12, "progressive_depth.yaml": 1}
+"""Depth of the model that a schedule is written for, where any will not do."""
+
+SETTINGS = Settings(1e-3, batch_size=8, grad_accum=1, warmup_steps=10, eval_iters=20, eval_interval=100)
+
+
+def spec_for(path: Path) -> ModelSpec:
+    return ModelSpec(tiny_config(n_layer=LAYERS.get(path.name, 2)))
+
+
+# --- Schedules ---
+
+
+@pytest.mark.parametrize("path", SCHEDULES, ids=lambda path: path.name)
+def test_a_schedule_loads_and_plays(path: Path) -> None:
+    schedule = Schedule.load(path)
+    stages = play(schedule, spec_for(path), SETTINGS)
+    assert len(stages) == 1 + sum(not entry.completed for entry in schedule.entries)
+    assert Schedule.of(schedule.to_list()) == schedule
+    if path.suffix == ".yaml":
+        assert path.read_text().startswith("# ")
+    else:
+        assert schedule.entries[0].desc
+
+
+def test_the_plain_format_is_there_in_both_languages() -> None:
+    assert {path.suffix for path in SCHEDULES} == {".yaml", ".json"}
+    pair = [Schedule.load(ROOT / "configs" / "schedules" / name).to_list() for name in ("plain.yaml", "plain.json")]
+    for entries in pair:
+        entries[0].pop("desc")
+    assert pair[0] == pair[1]
+
+
+def test_llama_pro_trains_the_new_blocks_alone() -> None:
+    path = ROOT / "configs" / "schedules" / "llama_pro.yaml"
+    entries = Schedule.load(path).to_list()[:2]
+    grown, frozen = play(Schedule.of(entries), spec_for(path), SETTINGS)[1:]
+    assert grown.layers == 15
+    assert frozen.trainable == 3 * sum(p.numel() for p in tiny_model().transformer.h[0].parameters())
+
+
+def test_progressive_depth_reaches_a_full_model() -> None:
+    path = ROOT / "configs" / "schedules" / "progressive_depth.yaml"
+    assert [stage.layers for stage in play(Schedule.load(path), spec_for(path), SETTINGS)] == [1, 12]
+
+
+def test_the_batch_and_the_rate_grow_together() -> None:
+    path = ROOT / "configs" / "schedules" / "batch_rampup.yaml"
+    last = play(Schedule.load(path), spec_for(path), SETTINGS)[-1].settings
+    batch, rate = last.batch_size * last.grad_accum / 8, last.learning_rate / 1e-3
+    assert batch == 8
+    assert rate == pytest.approx(batch**0.5, rel=1e-3)
+
+
+# --- Scripts ---
+
+
+def run(*command: str | Path) -> str:
+    """What an example prints, run from the root of the repository as its text says."""
+    finished = subprocess.run(
+        [sys.executable, *map(str, command)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout
+
+
+def test_minimal_trainer(tmp_path: Path) -> None:
+    printed = run("examples/minimal_trainer.py", "--steps", "6", "--output_dir", tmp_path)
+    assert "saved a GPT2LMHeadModel: 4 layers, MLP 512 wide" in printed
+    model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert (model.config.n_layer, model.config.n_inner) == (4, 512)
+
+
+def test_own_loop() -> None:
+    printed = run("examples/own_loop.py", "--steps", "8")
+    assert [line.split(": ")[0] for line in printed.splitlines()] == ["step 2", "step 4", "step 6", "step 8"]
+    assert "2 x 256 -> 4 x 256" in printed
+    assert "4 x 256 -> 4 x 512" in printed
+    assert "'dropped': 5120" in printed
+
+
+def test_grow_from_checkpoint(tmp_path: Path) -> None:
+    model = tiny_model(n_layer=4)
+    model.save_pretrained(tmp_path / "small")
+    printed = run("examples/grow_from_checkpoint.py", tmp_path / "small", tmp_path / "grown", "--depth", "1.5")
+    assert "6 layers" in printed
+    grown = AutoModelForCausalLM.from_pretrained(tmp_path / "grown")
+    assert isinstance(grown, GPT2LMHeadModel)
+    assert (grown.config.n_layer, grown.config.n_inner) == (6, 128)
+    tokens = torch.arange(16)[None]
+    torch.testing.assert_close(grown.eval()(tokens).logits, model.eval()(tokens).logits)
+
+
+def test_grow_from_a_checkpoint_that_is_not_there(tmp_path: Path) -> None:
+    command = [sys.executable, "examples/grow_from_checkpoint.py", str(tmp_path / "none"), str(tmp_path / "grown")]
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert finished.returncode == 1
+    assert finished.stderr.splitlines()[-1].startswith("error: model_name_or_path")
+    assert not (tmp_path / "grown").exists()
