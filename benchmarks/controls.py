@@ -33,7 +33,7 @@ def trained(folder: Path, *options: str, grows: bool) -> tuple[float, list[dict[
     return float(trainer.evaluate()["eval_loss"]), effective(read_journal(folder / "journal.jsonl"))
 
 
-def compare(seed: int, folder: Path, extra: list[str]) -> list[tuple[str, float, float, int]]:
+def compare(seed: int, folder: Path, extra: list[str]) -> list[tuple[str, float, int, int]]:
     """(name, loss, FLOPs, steps) of the demo and of both controls."""
     data = parse(["--config", CONFIG, *extra]).data
     options = ["--seed", str(seed), *extra]
@@ -42,7 +42,10 @@ def compare(seed: int, folder: Path, extra: list[str]) -> list[tuple[str, float,
     first, last = journal[0], journal[-1]
     rows = [("the demo: grown while it trains", loss, budget, int(last["step"]))]
     samples = first["settings"]["batch_size"] * first["settings"]["grad_accum"]
-    for name, spec in (("its first model, never grown", first["spec"]), ("its last model, from the start", last["spec"])):
+    for name, spec in (
+        ("its first model, never grown", first["spec"]),
+        ("its last model, from the start", last["spec"]),
+    ):
         steps = round(budget / (samples * training_flops(spec, data.block_size)))
         shape = {field: spec["config"][field] for field in ("n_layer", "n_inner")}
         given = [text for field, value in shape.items() for text in (f"--{field}", str(value))]
@@ -55,7 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44])
     options, extra = parser.parse_known_args()
-    results: dict[str, list[tuple[float, float, int]]] = {}
+    results: dict[str, list[tuple[float, int, int]]] = {}
     for seed in options.seeds:
         with tempfile.TemporaryDirectory() as folder:
             for name, loss, flops, steps in compare(seed, Path(folder), extra):
@@ -64,9 +67,10 @@ def main() -> None:
     print("|---|---|---|---|---|")
     for name, runs in results.items():
         losses = [loss for loss, _, _ in runs]
+        mean = f"{statistics.mean(losses):.3f}"
         tflops = statistics.mean(flops for _, flops, _ in runs) / 1e12
         steps = round(statistics.mean(steps for _, _, steps in runs))
-        print(f"| {name} | {statistics.mean(losses):.3f} | {min(losses):.3f} to {max(losses):.3f} | {tflops:.2f} | {steps} |")
+        print(f"| {name} | {mean} | {min(losses):.3f} to {max(losses):.3f} | {tflops:.2f} | {steps} |")
 
 
 if __name__ == "__main__":

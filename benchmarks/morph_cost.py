@@ -129,7 +129,9 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|")
     for name in OPERATIONS:
         command = [sys.executable, "-m", "benchmarks.morph_cost", "--only", name, "--repeats", str(options.repeats)]
-        run = subprocess.run([*command, *(["--small"] if options.small else [])], capture_output=True, text=True, check=True)
+        run = subprocess.run(
+            [*command, *(["--small"] if options.small else [])], capture_output=True, text=True, check=True
+        )
         row = json.loads(run.stdout.splitlines()[-1])
         print(
             f"| {name} | {row['created_mb']:.0f} MB | {row['state_mb']:.0f} MB | {row['morph_s']:.2f} s | "

@@ -28,7 +28,7 @@ WARM_UP = 10
 BATCH, LENGTH, VOCABULARY = 8, 128, 2048
 
 
-class Stopwatch(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
+class Stopwatch(TrainerCallback):
     """Seconds from the end of the warm-up to the last step."""
 
     def __init__(self) -> None:
