@@ -52,7 +52,7 @@ from morphing_trainer.run.bundle import Bundle, load_model
 from morphing_trainer.run.folder import check_output_dir, clear
 from morphing_trainer.run.learning_rate import STATEFUL, make_scheduler, scale_peaks
 from morphing_trainer.run.reports import RunReports
-from morphing_trainer.run.resume import LENGTH, Override, compare, replayed, snapshot
+from morphing_trainer.run.resume import LENGTH, Override, check_model, compare, replayed, snapshot
 from morphing_trainer.run.session import Session
 from morphing_trainer.run.signals import RunInterrupted
 from morphing_trainer.run.state import RunState
@@ -174,6 +174,7 @@ class MorphingTrainer(CheckpointingTrainer):
         fresh = self._fresh_state()
         overrides = compare(bundle, self._arguments, self.schedule)
         state = RunState.from_dict(bundle.state, fresh.cursor.length)
+        check_model(bundle, fresh, state)
         self._saved_rate = state.settings.learning_rate
         state.initial, state.settings = fresh.settings, replayed(state, fresh.settings, self.schedule)
         changed = {override.name for override in overrides}

@@ -51,6 +51,21 @@ FIXED = (
 """Arguments that a resume must not change: the run would no longer be the one that was begun."""
 
 
+STRUCTURE = (
+    "vocab_size",
+    "n_positions",
+    "n_embd",
+    "n_head",
+    "activation_function",
+    "layer_norm_epsilon",
+    "resid_pdrop",
+    "embd_pdrop",
+    "attn_pdrop",
+    "tie_word_embeddings",
+)
+"""Fields of the model's config that no operation changes."""
+
+
 @dataclass(frozen=True)
 class Override:
     """An argument (or the rest of the schedule) that differs from the one the checkpoint was saved under."""
@@ -97,6 +112,29 @@ def compare(bundle: Bundle, now: Mapping[str, Any], schedule: Schedule) -> list[
     if before != after:
         overrides.append(Override("schedule", before, after))
     return overrides
+
+
+def check_model(bundle: Bundle, fresh: RunState, saved: RunState) -> None:
+    """Refuse to resume under a starting model that is not the one the run began with.
+
+    The model itself is rebuilt from the checkpoint; but who starts the run with other sizes expects them to count.
+
+    Args:
+        fresh, saved: the state of a run that would begin now, and the checkpoint's.
+
+    Raises:
+        CheckpointError: naming every difference.
+    """
+    began = {"n_layer": saved.initial_layers, "n_inner": saved.initial_mlp}
+    now = {"n_layer": fresh.initial_layers, "n_inner": fresh.initial_mlp}
+    for name in STRUCTURE:
+        began[name], now[name] = getattr(saved.spec.config, name), getattr(fresh.spec.config, name)
+    changed = [f"{name} (was {began[name]!r}, is {now[name]!r})" for name in began if began[name] != now[name]]
+    if changed:
+        raise CheckpointError(
+            f"resume from {bundle.path}: the run began with another model: {', '.join(changed)}. Start it with the same "
+            "model arguments; the model as it has grown is taken from the checkpoint."
+        )
 
 
 def replayed(state: RunState, initial: Settings, schedule: Schedule) -> Settings:
