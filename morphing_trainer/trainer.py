@@ -2,44 +2,37 @@
 
 Private methods of `Trainer` that are overridden, and why (tests/test_upstream.py watches their signatures):
 
+    in `segments`, because batches and models change on the way:
     _init_training_state          where a run stands is counted by samples, from its cursor
     _prepare_for_training         hands the loop the model of the moment, not the first one
     _run_epoch                    an epoch in segments
-    and in `checkpointing`, for saving that is atomic and loading that is strict: _load_from_checkpoint,
-    _load_optimizer_and_scheduler, _load_best_model, _get_output_dir, _save_checkpoint, _push_from_checkpoint
+
+    in `checkpointing`, for saving that is atomic and loading that is strict:
+    _load_from_checkpoint, _load_optimizer_and_scheduler, _load_best_model, _get_output_dir, _save_checkpoint,
+    _push_from_checkpoint
 """
 
 from __future__ import annotations
 
-import math
 import signal
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-import datasets
-import torch
 from torch import nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import DataLoader
 from transformers.trainer_utils import TrainOutput, has_length
 
 from morphing_trainer.callback import MorphCallback, SegmentHandler
 from morphing_trainer.checkpoint import sweep
-from morphing_trainer.checkpointing import CheckpointingTrainer
 from morphing_trainer.config import MorphingConfig
-from morphing_trainer.data.cursor import CursorBatchSampler
-from morphing_trainer.data.feeding import first_samples, segment_loader
-from morphing_trainer.data.loading import QuietLoader
-from morphing_trainer.engine import groups_of, rebuild_optimizer
+from morphing_trainer.engine import rebuild_optimizer
 from morphing_trainer.lineage import Census, ModelSpec
 from morphing_trainer.operations import ArchitectureOperation, HyperparameterOperation
 from morphing_trainer.planning import play
 from morphing_trainer.reporting.display import RunDisplay
 from morphing_trainer.reporting.records import Record, Stage
-from morphing_trainer.run.applying import MUTABLE, CurrentModel, bare_optimizer, enforce, transplant
+from morphing_trainer.run.applying import MUTABLE, bare_optimizer, enforce, transplant
 from morphing_trainer.run.beginning import (
     check_arguments,
     check_devices,
@@ -50,18 +43,18 @@ from morphing_trainer.run.beginning import (
 )
 from morphing_trainer.run.bundle import Bundle, load_model
 from morphing_trainer.run.folder import check_output_dir, clear
-from morphing_trainer.run.learning_rate import STATEFUL, make_scheduler, scale_peaks
+from morphing_trainer.run.learning_rate import scale_peaks
 from morphing_trainer.run.reports import RunReports
 from morphing_trainer.run.resume import LENGTH, Override, check_model, compare, replayed, snapshot
 from morphing_trainer.run.session import Session
 from morphing_trainer.run.signals import RunInterrupted
 from morphing_trainer.run.state import RunState
-from morphing_trainer.run.steps import steps_in
 from morphing_trainer.schedule import Position, Schedule
+from morphing_trainer.segments import SegmentedTrainer
 from morphing_trainer.settings import Settings
 
 
-class MorphingTrainer(CheckpointingTrainer):
+class MorphingTrainer(SegmentedTrainer):
     """A `transformers.Trainer` whose model and hyper-parameters change while it trains, driven by a schedule.
 
     Takes what `Trainer` takes, with a `MorphingConfig` for `args`, and `schedule`. With an empty schedule it trains
@@ -231,183 +224,6 @@ class MorphingTrainer(CheckpointingTrainer):
         self.display.close()
         self._reports.close(self.state.log_history)
 
-    # ---- What the inherited loop asks for --------------------------------------------------------------------------
-
-    def get_train_dataloader(self) -> Any:
-        """The rest of the current epoch, in the order of the run's cursor."""
-        return self._segment()[0]
-
-    def _segment(self) -> tuple[QuietLoader, CursorBatchSampler]:
-        cursor = self.session.state.cursor if self.session else new_cursor(self.train_dataset, self.args)
-        dataset, collate = self.train_dataset, self.data_collator
-        if isinstance(dataset, datasets.Dataset):
-            dataset = self._remove_unused_columns(dataset, description="Training")
-        else:
-            collate = self._get_collator_with_removed_columns(collate, description="Training")
-        # Only the first iterator of an epoch may draw random numbers, as plain training does: see `QuietLoader`.
-        quiet = cursor.position > 0
-        return segment_loader(dataset, collate, cursor, self.args, self.args.device, preserve_rng=quiet)
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
-        """As inherited, over the first `eval_iters` batches."""
-        chosen = self.eval_dataset if eval_dataset is None else eval_dataset
-        if isinstance(chosen, str):
-            chosen = self.eval_dataset[chosen]
-        if self.args.eval_iters is not None and chosen is not None and has_length(chosen):
-            chosen = first_samples(chosen, self.args.eval_iters * self.args.eval_batch_size * self.args.world_size)
-        return super().get_eval_dataloader(chosen)
-
-    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
-        """As inherited; what the next step is computed from is counted on the way."""
-        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if self.session is not None:
-            self.session.fetched([batch[self._tokens_key(batch)].numel() for batch in batches])
-        return batches, items
-
-    def _tokens_key(self, batch: Mapping[str, Any]) -> str:
-        return "input_ids" if "input_ids" in batch else next(iter(batch))
-
-    def set_initial_training_values(self, args: Any, dataloader: Any) -> tuple[Any, ...]:
-        """Epochs, steps and samples of the run, for a loop whose batches may change size."""
-        assert self.session is not None
-        state = self.session.state
-        per_epoch = steps_in(state.cursor.length, state.settings, args.world_size, args.dataloader_drop_last)
-        self._shown_epochs = math.ceil(args.num_train_epochs if args.max_steps <= 0 else state.end / per_epoch)
-        # A run of `max_steps` takes as many epochs as it needs: no fewer steps than one each.
-        epochs = state.cursor.epoch + state.end + 1 if args.max_steps > 0 else self._shown_epochs
-        total_batch = self.get_total_train_batch_size(args)
-        samples = state.end * total_batch if args.max_steps > 0 else state.cursor.length * args.num_train_epochs
-        return epochs, per_epoch, state.cursor.length, samples, total_batch, len(dataloader), state.end
-
-    def _init_training_state(
-        self,
-        max_steps: int,
-        num_update_steps_per_epoch: int,
-        num_train_epochs: int,
-        resume_from_checkpoint: Any,
-        trial: Any,
-    ) -> tuple[int, int]:
-        assert self.session is not None
-        super()._init_training_state(
-            max_steps, num_update_steps_per_epoch, self._shown_epochs, resume_from_checkpoint, trial
-        )
-        self.state.compute_steps(self.args, max_steps)  # a checkpoint brings the intervals of the run before
-        self._show_settings()
-        return self.session.state.cursor.epoch, 0
-
-    def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> Any:
-        """The learning-rate schedule under the run's settings, taken up where it stood."""
-        if self.session is None:
-            return super().create_scheduler(num_training_steps, optimizer)
-        if self.lr_scheduler is None:
-            self.lr_scheduler = self._scheduler_at(int(self._scheduler_state.get("last_epoch", 0)), optimizer)
-            if self._is_stateful and self._scheduler_state:
-                self.lr_scheduler.load_state_dict(dict(self._scheduler_state))
-            self._created_lr_scheduler = True
-        return self.lr_scheduler
-
-    def _scheduler_at(self, position: int, optimizer: Optimizer | None = None) -> LRScheduler:
-        assert self.session is not None
-        state = self.session.state
-        return make_scheduler(self.args, optimizer or self.optimizer, state.settings, state.end, position)
-
-    @property
-    def _custom_scheduler(self) -> bool:
-        return self.lr_scheduler is not None and not self._created_lr_scheduler
-
-    @property
-    def _is_stateful(self) -> bool:
-        return getattr(self.args.lr_scheduler_type, "value", self.args.lr_scheduler_type) in STATEFUL
-
-    def _prepare_for_training(
-        self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any
-    ) -> tuple[Any, Any]:
-        assert self.session is not None
-        self._scheduler_state = {}
-        super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
-        state = self.session.state
-        if not state.groups:
-            state.groups = groups_of(self.model, bare_optimizer(self), state.spec)
-        return CurrentModel(self), train_dataloader
-
-    def prepare_again(self, scheduler_state: Mapping[str, Any]) -> None:
-        """Wrap a new model and optimizer with Accelerate, the learning-rate schedule taken up where it stood."""
-        self._scheduler_state = scheduler_state
-        super()._prepare_for_training(self.state.max_steps, self.callback_handler.train_dataloader, None)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is None or self.session is None:
-            return
-        scale_peaks(self.optimizer, self._saved_rate, self.session.state.settings.learning_rate)
-        if not self._is_stateful and not self._custom_scheduler:
-            self.lr_scheduler = self._scheduler_at(self.lr_scheduler.last_epoch)
-
-    # ---- Segments --------------------------------------------------------------------------------------------------
-
-    def _run_epoch(
-        self,
-        model: nn.Module,
-        epoch: int,
-        train_dataloader: Any,
-        steps_in_epoch: int,
-        num_update_steps_per_epoch: int,
-        trial: Any,
-        ignore_keys_for_eval: list[str] | None,
-        start_time: float,
-        resume_from_checkpoint: str | None,
-        epochs_trained: int,
-        steps_trained_in_current_epoch: int,
-    ) -> None:
-        """One epoch: the inherited loop, stopped and taken up again wherever an operation is due."""
-        assert self.session is not None
-        session, state = self.session, self.session.state
-        if epoch == epochs_trained and resume_from_checkpoint is not None:
-            self._load_rng_state(resume_from_checkpoint)
-        elif state.step == 0 and not state.executed:
-            session.begin()
-        if epoch != state.cursor.epoch:
-            state.cursor.next_epoch()
-        if state.step >= state.end:
-            self.control.should_training_stop = True
-            return
-        while True:
-            loader, sampler = self._segment()
-            session.open_segment(sampler)
-            if session.epoch_over:
-                self._end_epoch(trial, epoch, ignore_keys_for_eval, start_time)
-                return
-            if session.due:
-                self._apply_due(trial, ignore_keys_for_eval)
-                continue
-            self.control.should_epoch_stop = False
-            super()._run_epoch(
-                model=self.model_wrapped,
-                epoch=epoch,
-                train_dataloader=loader,
-                steps_in_epoch=len(sampler),
-                num_update_steps_per_epoch=-(-len(sampler) // state.settings.grad_accum),
-                trial=trial,
-                ignore_keys_for_eval=ignore_keys_for_eval,
-                start_time=start_time,
-                resume_from_checkpoint=None,
-                epochs_trained=epochs_trained,
-                steps_trained_in_current_epoch=0,
-            )
-            loader.end()  # a loader left in the middle would stay registered with accelerate
-            if self.control.should_training_stop or not session.due or session.epoch_over:
-                return
-
-    def _end_epoch(self, trial: Any, epoch: int, ignore_keys_for_eval: list[str] | None, start_time: float) -> None:
-        """Resumed from a checkpoint that was saved at the last step of an epoch, before its end events."""
-        assert self.session is not None
-        if self.session.state.epoch_closed:
-            return
-        self.control = self.callback_handler.on_epoch_end(self.args, self.state, self.control)
-        self._maybe_log_save_evaluate(
-            self._tr_loss, None, self.model_wrapped, trial, epoch, ignore_keys_for_eval, start_time
-        )
-
     # ---- Operations ------------------------------------------------------------------------------------------------
 
     def _apply_due(self, trial: Any, ignore_keys_for_eval: list[str] | None) -> None:
@@ -476,12 +292,3 @@ class MorphingTrainer(CheckpointingTrainer):
         if restarted or not self._is_stateful:
             self.lr_scheduler = self._scheduler_at(0 if restarted else self.lr_scheduler.last_epoch)
             self.callback_handler.lr_scheduler = self.lr_scheduler
-
-    def _show_settings(self) -> None:
-        """Copy what `TrainerState` shows of the settings, and what its flow goes by."""
-        assert self.session is not None
-        settings = self.session.state.settings
-        self.state.max_steps = self.session.state.end
-        self.state.train_batch_size = self._train_batch_size
-        if settings.eval_interval is not None:
-            self.state.eval_steps = settings.eval_interval

@@ -132,8 +132,8 @@ def check_model(bundle: Bundle, fresh: RunState, saved: RunState) -> None:
     changed = [f"{name} (was {began[name]!r}, is {now[name]!r})" for name in began if began[name] != now[name]]
     if changed:
         raise CheckpointError(
-            f"resume from {bundle.path}: the run began with another model: {', '.join(changed)}. Start it with the same "
-            "model arguments; the model as it has grown is taken from the checkpoint."
+            f"resume from {bundle.path}: the run began with another model: {', '.join(changed)}. Start it with the "
+            "same model arguments; the model as it has grown is taken from the checkpoint."
         )
 
 
