@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from huggingface_hub import constants, snapshot_download
@@ -26,9 +26,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHea
 from transformers.activations import ACT2FN
 
 from morphing_trainer.errors import ConfigError, ModelError, suggest
-
-if TYPE_CHECKING:
-    from morphing_trainer.cli.arguments import ModelArguments
 
 DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
 
@@ -107,6 +104,20 @@ def load_model(
     return _shifting(model)
 
 
+class Shape(Protocol):
+    """What a new model is made from, e.g. the command line's `ModelArguments`."""
+
+    n_layer: int
+    n_head: int
+    n_embd: int
+    n_inner: int | None
+    n_positions: int | None
+    activation_function: str
+    dropout: float | None
+    attn_implementation: str | None
+    dtype: Any
+
+
 def new_model(config: GPT2Config, seed: int) -> GPT2LMHeadModel:
     """A model with weights drawn from `seed` alone, in training mode. The global random state is left as it was.
 
@@ -131,7 +142,7 @@ def _shifting(model: Any) -> GPT2LMHeadModel:
     return model
 
 
-def scratch_config(arguments: ModelArguments, vocab_size: int, block_size: int, eos_token_id: int | None) -> GPT2Config:
+def scratch_config(arguments: Shape, vocab_size: int, block_size: int, eos_token_id: int | None) -> GPT2Config:
     """The description of a new model, for `vocab_size` tokens and samples of `block_size` tokens.
 
     Raises:

@@ -308,10 +308,10 @@ def test_help(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
 
 def test_every_field_can_be_given_both_ways(tmp_path: Path) -> None:
     """No argument of the three classes is lost on the way."""
-    from morphing_trainer.cli import arguments
+    from morphing_trainer.cli.groups import ALL
 
     known = {entry.name for cls in (ModelArguments, DataArguments, MorphingConfig) for entry in fields(cls)}
-    assert set(arguments._ALL) == known - {"parallelism_config"}
+    assert set(ALL) == known - {"parallelism_config"}
     assert len(known) == sum(len(fields(cls)) for cls in (ModelArguments, DataArguments, MorphingConfig))
 
 

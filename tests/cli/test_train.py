@@ -71,9 +71,7 @@ def test_resumes_where_it_stopped(tmp_path: Path, text: str) -> None:
     assert (tmp_path / "run" / "checkpoint-6").is_dir()
 
 
-def test_a_resume_under_another_model_is_refused(
-    tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_resume_under_another_model_is_refused(tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
     saving = ["--train_file", text, "--save_strategy", "steps", "--save_steps", "2"]
     assert run(tmp_path, *saving) == 0
     assert run(tmp_path, *saving, "--resume_from_checkpoint", "true", "--n_layer", "3", "--dropout", "0.5") == 2

@@ -1,0 +1,79 @@
+"""What makes a value wrong, whatever its source: limits, and arguments that exclude each other."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, get_origin
+
+from transformers.trainer_pt_utils import AcceleratorConfig
+
+from morphing_trainer.cli.groups import ALL, Given, options_of
+from morphing_trainer.errors import Problem, suggest
+
+_AT_LEAST = {
+    **dict.fromkeys(("n_layer", "n_head", "n_embd", "n_inner", "n_positions", "vocab_size"), 1),
+    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"), 1),
+    **dict.fromkeys(("learning_rate", "weight_decay", "max_grad_norm", "adam_epsilon", "num_train_epochs"), 0),
+    **dict.fromkeys(("logging_steps", "eval_steps", "save_steps", "warmup_steps", "seed", "data_seed"), 0),
+    "eval_iters": 1,
+    "dataloader_num_workers": 0,
+    "block_size": 2,
+}
+_SHARE = {"dropout", "validation_split", "adam_beta1", "adam_beta2", "label_smoothing_factor"}  # in [0, 1)
+_NEW_MODEL = ("n_layer", "n_head", "n_embd", "n_inner", "n_positions", "vocab_size", "activation_function")
+
+
+def value_problems(given: Mapping[str, Given]) -> Iterator[Problem]:
+    for name, (value, where, _) in given.items():
+        if what := _value_problem(name, value):
+            yield Problem(where, f"{name}: {what}")
+    checkpoint = given.get("model_name_or_path")
+    for name in _NEW_MODEL:
+        # A file's shape gives way to a checkpoint named by a later source; the other way round, or side by side,
+        # the shape would silently do nothing.
+        if checkpoint and name in given and given[name].rank >= checkpoint.rank:
+            what = f"has no effect with model_name_or_path {checkpoint.value!r}, which has its own; remove one of them"
+            yield Problem(given[name].where, f"{name}: {what}")
+
+
+def _value_problem(name: str, value: Any) -> str | None:
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"must be a finite number, is {value}"
+    if name in _AT_LEAST and value is not None and value < _AT_LEAST[name]:
+        return f"must be at least {_AT_LEAST[name]}, is {value}"
+    if name in _SHARE and value is not None and not 0 <= value < 1:
+        return f"must be at least 0 and below 1, is {value}"
+    if name in ("seed", "data_seed") and value is not None and value >= 2**32:
+        return f"must be below 2**32, is {value}"
+    if name == "max_steps" and value < 1 and value != -1:
+        return f"must be at least 1, or -1 to train for num_train_epochs, is {value}"
+    if name == "deepspeed":
+        return "not supported; use FSDP2 or DDP instead (see accelerate_configs/)"
+    if name == "output_dir" and value == "":
+        return "is empty; give a folder"
+    if isinstance(value, str | dict) and any(
+        dict in (option, get_origin(option)) for option in options_of(ALL[name].hint)
+    ):
+        return _mapping_problem(name, value)
+    return None
+
+
+def _mapping_problem(name: str, value: str | dict[str, Any]) -> str | None:
+    """Mappings may come as JSON text; some as the name of a JSON file."""
+    if isinstance(value, str) and value.startswith("{"):
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            return f"is not JSON: {error}; write it as '{{\"key\": 1}}'"
+    if isinstance(value, str):
+        if name not in ("accelerator_config", "fsdp_config"):
+            return f"expected a mapping in a file, or JSON such as '{{\"key\": 1}}', got {value!r}"
+        return None if Path(value).is_file() else f"there is no file {value!r}; give JSON or the path of a JSON file"
+    if name == "accelerator_config":
+        valid = [entry.name for entry in dataclasses.fields(AcceleratorConfig)]
+        return next((f"no such key {key!r}{suggest(key, valid)}" for key in value if key not in valid), None)
+    return None
