@@ -1,0 +1,149 @@
+"""A training run in a process of its own, for what one process cannot show: signals, sudden death, several ranks.
+
+The processes are forked from a server that has the imports behind it, so starting one takes milliseconds.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import TrainerCallback
+
+from tests.support import Tokens, losses, tiny_model, trainer, weights
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to run.
+
+    Attributes:
+        folder: of the run. Results of rank r are left in `<folder>-results/<r>.json` and `.safetensors`.
+        resume: `resume_from_checkpoint`; "if possible" is True if there is a checkpoint, and a fresh start otherwise.
+        pause: seconds to sleep at the end of each step.
+        signals: signal to raise in a rank during a step: (rank, step, signal number), any number of times.
+    """
+
+    folder: Path
+    schedule: list[dict[str, Any]]
+    resume: bool | str = False
+    samples: int = 41
+    dropout: float = 0.0
+    pause: float = 0.0
+    signals: list[tuple[int, int, int]] = field(default_factory=list)
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def results(self) -> Path:
+        return self.folder.with_name(f"{self.folder.name}-results")
+
+    def weights(self, rank: int = 0) -> dict[str, torch.Tensor]:
+        return load_file(self.results / f"{rank}.safetensors")
+
+    def losses(self, rank: int = 0) -> list[float]:
+        found: list[float] = json.loads((self.results / f"{rank}.json").read_text())
+        return found
+
+    @property
+    def begun(self) -> Path:
+        return self.results / "begun"
+
+
+class Interferes(TrainerCallback):
+    """Slows steps down, tells that training has begun, and raises signals."""
+
+    def __init__(self, job: Job, rank: int) -> None:
+        self.job = job
+        self.rank = rank
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.job.begun.touch()
+
+    def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        for rank, step, signum in self.job.signals:
+            if (rank, step) == (self.rank, state.global_step + 1):
+                signal.raise_signal(signum)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        time.sleep(self.job.pause)
+
+
+def run(job: Job, environment: Mapping[str, str]) -> None:
+    """In the process: train, and leave losses and weights behind."""
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    rank = int(environment.get("RANK", 0))
+    job.results.mkdir(exist_ok=True)
+    log = os.open(job.results / f"{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    model = tiny_model(resid_pdrop=job.dropout, embd_pdrop=job.dropout, attn_pdrop=job.dropout)
+    backend = {"ddp_backend": "gloo"} if environment else {}
+    options = {"disable_tqdm": True, "save_total_limit": 100, **backend, **job.options}
+    made = trainer(
+        job.folder, job.schedule, model, data=Tokens(job.samples), callbacks=[Interferes(job, rank)], **options
+    )
+    resume = job.resume
+    if resume == "if possible":
+        resume = any(job.folder.glob("checkpoint-*"))
+        made.args.overwrite_output_dir = not resume
+    made.train(resume)
+    (job.results / f"{rank}.json").write_text(json.dumps(losses(made)))
+    save_file(
+        {name: weight.contiguous() for name, weight in weights(made).items()}, job.results / f"{rank}.safetensors"
+    )
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def server() -> ForkServerContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
+
+
+def start(job: Job, processes: int = 1) -> list[ForkServerProcess]:
+    """The ranks of a run, started as `torchrun` would."""
+    environments: list[dict[str, str]] = [{}]
+    if processes > 1:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        common = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        environments = [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+    started = [server().Process(target=run, args=(job, environment)) for environment in environments]
+    for process in started:
+        process.start()
+    return started
+
+
+def finish(started: list[ForkServerProcess], seconds: float = 120) -> list[int | None]:
+    """Exit codes of processes; one that hangs is killed and counts as None."""
+    end = time.monotonic() + seconds
+    codes: list[int | None] = []
+    for process in started:
+        process.join(max(0.0, end - time.monotonic()))
+        codes.append(process.exitcode)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+    return codes
+
+
+def complete(job: Job, processes: int = 1) -> Job:
+    """Run to the end."""
+    codes = finish(start(job, processes))
+    logs = "\n".join(path.read_text()[-3000:] for path in job.results.glob("*.log"))
+    assert codes == [0] * processes, logs
+    return job
