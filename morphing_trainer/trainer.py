@@ -35,6 +35,7 @@ from morphing_trainer.reporting.records import Record, Stage
 from morphing_trainer.run.applying import MUTABLE, bare_optimizer, enforce, transplant
 from morphing_trainer.run.beginning import (
     check_arguments,
+    check_batches,
     check_devices,
     check_schedule,
     first_settings,
@@ -180,7 +181,7 @@ class MorphingTrainer(SegmentedTrainer):
 
     def _planned(self, state: RunState) -> list[Stage]:
         evaluates = str(getattr(self.args.eval_strategy, "value", self.args.eval_strategy)) != "no"
-        return play(
+        plan = play(
             self.schedule,
             state.spec,
             state.settings,
@@ -188,6 +189,8 @@ class MorphingTrainer(SegmentedTrainer):
             position=state.position,
             evaluates=evaluates and self.eval_dataset is not None,
         )
+        check_batches(self.schedule, plan, state.cursor.length, self.args)
+        return plan
 
     def _open(self, bundle: Bundle | None) -> Session:
         """Set everything up for a run, fresh or resumed. Nothing is deleted before all of it has been checked."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -13,8 +14,9 @@ from morphing_trainer.config import MorphingConfig
 from morphing_trainer.data.cursor import Cursor
 from morphing_trainer.errors import ConfigError, DataError, Problem, ScheduleError
 from morphing_trainer.lineage import architecture_of
+from morphing_trainer.reporting.records import Stage
 from morphing_trainer.run.learning_rate import STATEFUL
-from morphing_trainer.run.steps import total_steps
+from morphing_trainer.run.steps import steps_in, total_steps
 from morphing_trainer.schedule import Schedule
 from morphing_trainer.settings import Settings
 
@@ -93,6 +95,26 @@ def check_schedule(schedule: Schedule, args: MorphingConfig, has_scheduler: bool
         )
         for index, entry in enumerate(schedule.entries)
         if entry.operation.name in ("change_warmup_iters", "set_warmup_iters")
+    ]
+    if problems:
+        raise ScheduleError(problems)
+
+
+def check_batches(schedule: Schedule, plan: Sequence[Stage], samples: int, args: MorphingConfig) -> None:
+    """Refuse batches so large that an epoch has none: the run would end there without a word.
+
+    Raises:
+        ScheduleError: naming each operation that makes them so.
+    """
+    problems = [
+        Problem(
+            schedule.source.entry(stage.index - 1, stage.operation, "value"),
+            f"{samples} samples make no complete batch of {stage.settings.batch_size} per device; use a smaller one, "
+            "or leave out dataloader_drop_last",
+        )
+        for stage in plan
+        if stage.operation is not None
+        and steps_in(samples, stage.settings, args.world_size, args.dataloader_drop_last) < 1
     ]
     if problems:
         raise ScheduleError(problems)

@@ -57,6 +57,14 @@ def test_no_complete_batch(tmp_path: Path) -> None:
         trainer(tmp_path, data=Tokens(3), dataloader_drop_last=True, max_steps=-1)
 
 
+def test_a_batch_that_would_leave_no_step_in_an_epoch(tmp_path: Path) -> None:
+    """The run would have ended at step 3 of 12 as if it were finished."""
+    schedule = [entry("set_batch_size", 4, 1), entry("change_batch_size", 26, 2), entry("set_batch_size", 4, 2)]
+    with pytest.raises(ScheduleError, match=r"entry 2 .*101 samples make no complete batch of 104"):
+        trainer(tmp_path, schedule, dataloader_drop_last=True)
+    trainer(tmp_path, schedule)
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"neftune_noise_alpha": 5.0}, {"train_sampling_strategy": "group_by_length"}],
