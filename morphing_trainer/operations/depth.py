@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from morphing_trainer.errors import OperationError
 from morphing_trainer.lineage import ModelSpec, regather
@@ -34,6 +34,13 @@ class StackLayers(ArchitectureOperation):
     value: GrowthFactor | Annotated[list[LayerIndex], Field(min_length=2)]
     init: Literal["copy", "identity"] = "copy"
     order: Literal["append", "interleave"] = "append"
+
+    @field_validator("order")
+    @classmethod
+    def _needs_factor(cls, order: str, info: ValidationInfo) -> str:
+        if order != "append" and isinstance(info.data.get("value"), list):
+            raise ValueError("has no meaning beside a list of layers, which says the order itself; leave it out")
+        return order
 
     def morph(self, spec: ModelSpec, rng: torch.Generator) -> Morph:
         if reason := spec.architecture.depends_on_depth(spec.config):

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from morphing_trainer.errors import OperationError
 from morphing_trainer.lineage import NEWBORN, AxisMap, Descent, ModelSpec
@@ -154,3 +155,8 @@ def test_only_noise_changes_the_function() -> None:
 def test_absurd_sizes_are_refused_at_once(operation: Any) -> None:
     with pytest.raises(OperationError, match="more than can be meant"):
         operation.morph(SPECS[2], operation_rng(0, 0))
+
+
+def test_a_list_of_layers_has_its_own_order() -> None:
+    with pytest.raises(ValidationError, match="says the order itself"):
+        StackLayers(value=[0, 0, 1, 1], order="interleave")
