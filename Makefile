@@ -16,7 +16,7 @@ $(VENV)/.ready: setup.cfg pyproject.toml constraints.txt
 	touch $@
 
 demo: setup
-	$(BIN)/accelerate launch --config_file accelerate_configs/single.yaml train.py --config configs/demo.yaml $(DEMO_ARGS)
+	$(BIN)/accelerate launch --quiet --config_file accelerate_configs/single.yaml train.py --config configs/demo.yaml $(DEMO_ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

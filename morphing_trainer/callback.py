@@ -67,7 +67,8 @@ class SegmentHandler(CallbackHandler):
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> Any:
         if self.session is not None:
-            if self.session.due and not self.session.epoch_over and not control.should_training_stop:
+            cut_short = self.session.stopping or (self.session.due and not control.should_training_stop)
+            if cut_short and not self.session.epoch_over:
                 return control
             self.session.state.epoch_closed = self.session.epoch_over
         return super().on_epoch_end(args, state, control, **kwargs)

@@ -96,11 +96,15 @@ class CheckpointingTrainer(Trainer):
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging) if self._staging is not None else super()._get_output_dir(trial)
 
+    def dead_parameters(self) -> list[str]:
+        """Names of the parameters that hold NaN or infinity."""
+        return [name for name, weight in self.model.named_parameters() if not torch.isfinite(weight).all()]
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write into a staging folder, then let the checkpoint appear at once. A dead model is not saved."""
         assert self.session is not None, "checkpoints are saved while training"
         # Every rank holds the same weights, so all of them save or none does.
-        dead = [name for name, weight in self.model.named_parameters() if not torch.isfinite(weight).all()]
+        dead = self.dead_parameters()
         self.session.saves = not dead
         if dead:
             _log.error(
@@ -114,18 +118,28 @@ class CheckpointingTrainer(Trainer):
         consensus = self.session.consensus
         name = f"checkpoint-{self.state.global_step}"
         final = self.run_folder / name
-        # All ranks write into one folder, which rank 0 makes.
-        if self.args.should_save:
-            self._staging = staging_folder(self.run_folder, name)
+        failure = None
+        try:
+            # All ranks write into one folder, which rank 0 makes.
+            if self.args.should_save:
+                self._staging = staging_folder(self.run_folder, name)
+        except OSError as error:
+            failure = error
+        consensus.settle(failure)
         self._staging = Path(consensus.shared(str(self._staging)))
         try:
             super()._save_checkpoint(model, trial)
-            consensus.barrier()
+        except OSError as error:
+            failure = error
+        try:
+            consensus.settle(failure)
             if self.args.should_save:
                 self._complete(self._staging, final)
+        except OSError as error:
+            failure = error
         finally:
             self._staging = None
-        consensus.barrier()
+        consensus.settle(failure)
         if self.state.best_global_step == self.state.global_step:
             self.state.best_model_checkpoint = str(final)
         for folder in self._pushes:

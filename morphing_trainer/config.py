@@ -61,4 +61,4 @@ class MorphingConfig(TrainingArguments):
                 "back. Set per_device_train_batch_size, and raise gradient_accumulation_steps if memory is short."
             )
         if self.deepspeed:
-            raise ConfigError("deepspeed: not supported. Use FSDP2 or DDP instead (see accelerate_configs/).")
+            raise ConfigError("deepspeed: not supported. Launch with DDP instead (accelerate_configs/ddp.yaml).")

@@ -28,12 +28,14 @@ def play(
     seed: int = 0,
     position: Position | None = None,
     evaluates: bool = True,
+    can_evaluate: bool = True,
 ) -> list[Stage]:
     """The stages of a run from `position` (default: the start) to the end of its schedule.
 
     Args:
         spec, settings: the model and hyper-parameters at `position`.
         evaluates: whether the run evaluates by itself; without, a trigger on the loss never fires.
+        can_evaluate: whether it has data to evaluate on; without, nothing can be evaluated again.
 
     Raises:
         ScheduleError: with every operation that does not fit, each judged on the model the ones before it leave.
@@ -63,6 +65,9 @@ def play(
             )
             where = schedule.source.entry(index, operation.name)
             problems.append(Problem(where, f"{what}: {hint}, or give max_wait_iters"))
+        if entry.reevaluate and not can_evaluate:
+            where = schedule.source.entry(index, operation.name, "reevaluate")
+            problems.append(Problem(where, "there is no evaluation data; give eval_dataset, or leave it out"))
         stages.append(_stage(index + 1, operation.name, operation.value, entry.trigger.describe(), spec, settings))
     if problems:
         raise ScheduleError(problems)

@@ -177,7 +177,7 @@ def _read_trigger(when: Any, terms: Terms | None, has_when: bool) -> tuple[Trigg
             return None, [(("when",), "stands beside trigger_loss or max_wait_iters; give one or the other")]
         return _read_when(when, ("when",))
     if not plain:
-        return None, [((), "has no trigger; give trigger_loss and max_wait_iters, or when: {...}")]
+        return None, [((), "has no trigger; give trigger_loss or max_wait_iters or both, or when: {...}")]
     return AnyOf(parts=tuple(plain)) if len(plain) > 1 else plain[0], []
 
 

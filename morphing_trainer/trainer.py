@@ -17,6 +17,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -27,6 +28,7 @@ from morphing_trainer.callback import MorphCallback, SegmentHandler
 from morphing_trainer.checkpoint import sweep
 from morphing_trainer.config import MorphingConfig
 from morphing_trainer.engine import rebuild_optimizer
+from morphing_trainer.errors import CheckpointError
 from morphing_trainer.lineage import Census, ModelSpec
 from morphing_trainer.operations import ArchitectureOperation, HyperparameterOperation
 from morphing_trainer.planning import play
@@ -136,7 +138,8 @@ class MorphingTrainer(SegmentedTrainer):
             event = "interrupted" if session.stopping else "end"
             self._reports.event(event, session.state.step, loss=session.state.loss, spec=session.state.spec.to_dict())
         except BaseException as error:
-            self._reports.event("failed", session.state.step, error=f"{type(error).__name__}: {error}")
+            with suppress(OSError):  # a full disk must not hide what happened
+                self._reports.event("failed", session.state.step, error=f"{type(error).__name__}: {error}")
             raise
         finally:
             self._close()
@@ -177,6 +180,11 @@ class MorphingTrainer(SegmentedTrainer):
             state.position = Position(state.position.done, state.position.since).settle(self.schedule)
         if changed & LENGTH:
             state.end = last_step(self.args, state.cursor, state.step, state.settings)
+        if state.end < state.step:
+            raise CheckpointError(
+                f"resume from {bundle.path}: stands at step {state.step}, but this run would end at step {state.end}; "
+                "raise max_steps or num_train_epochs, or resume from an earlier checkpoint."
+            )
         return state, overrides
 
     def _planned(self, state: RunState) -> list[Stage]:
@@ -188,6 +196,7 @@ class MorphingTrainer(SegmentedTrainer):
             seed=self.args.seed,
             position=state.position,
             evaluates=evaluates and self.eval_dataset is not None,
+            can_evaluate=self.eval_dataset is not None,
         )
         check_batches(self.schedule, plan, state.cursor.length, self.args)
         return plan
@@ -236,6 +245,8 @@ class MorphingTrainer(SegmentedTrainer):
         entry, index = state.position.upcoming(self.schedule), state.position.done
         assert entry is not None
         assert state.position.pending is not None
+        if entry.reevaluate and state.evaluated_at != state.step:
+            self._loss_again(trial, ignore_keys_for_eval)  # an older loss would tell of the steps since, too
         start, before, trigger = time.perf_counter(), state.facts(), state.position.pending
         preserving, note, census = None, "", Census()
         if isinstance(entry.operation, HyperparameterOperation):

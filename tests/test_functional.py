@@ -160,3 +160,15 @@ def test_thawed_parameters_forget_what_an_optimizer_kept_of_them() -> None:
     assert record.moments["newborn"] == new.transformer.wpe.weight.numel()
     assert states(new, new_optimizer)["transformer.h.0.ln_1.bias"]["step"] == 4
     train(new, new_optimizer, 1)
+
+
+@pytest.mark.parametrize(
+    ("operation", "said"),
+    [
+        ("widen_mlp", "must be a mapping"),
+        ({"name": "widen_mlp", "value": 2, "trigger_loss": 3}, "trigger_loss belongs"),
+    ],
+)
+def test_what_is_no_operation(operation: Any, said: str) -> None:
+    with pytest.raises(OperationError, match=said):
+        morph(tiny_model(), operation)

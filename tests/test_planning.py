@@ -242,3 +242,12 @@ def _facts(origins: Any) -> str:
         return repr(origins)
     finally:
         torch.set_printoptions(profile="default")
+
+
+def test_nothing_to_evaluate_again() -> None:
+    schedule = Schedule.of([{"name": "stack_layers", "value": 2, "max_wait_iters": 1, "reevaluate": True}])
+    spec = ModelSpec(tiny_config())
+    settings = Settings(1e-3, 4, 1, 0, None, None)
+    assert len(play(schedule, spec, settings)) == 2
+    with pytest.raises(ScheduleError, match=r"entry 1 \(stack_layers\), reevaluate: there is no evaluation data"):
+        play(schedule, spec, settings, can_evaluate=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from morphing_trainer.cli.arguments import Arguments, DataArguments, parse
 from morphing_trainer.data.packing import Blocks, collate, pack
 from morphing_trainer.data.sources import TextSplits, load_texts
 from morphing_trainer.data.tokenizer import check_fits, load_tokenizer, train_tokenizer
-from morphing_trainer.errors import MorphError
+from morphing_trainer.errors import ModelError, MorphError
 from morphing_trainer.models import load_model, new_model, scratch_config
 from morphing_trainer.run.folder import MODEL, check_output_dir
 from morphing_trainer.run.signals import RunInterrupted
@@ -31,7 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         train(arguments)
         return 0
     except RunInterrupted as interruption:
-        print(f"{interruption}; go on with --resume_from_checkpoint true", file=sys.stderr)
+        if PartialState().is_main_process:
+            advice = "; go on with --resume_from_checkpoint true" if interruption.checkpoint else ""
+            print(f"{interruption}{advice}", file=sys.stderr)
         return int(interruption.code or 0)
     except MorphError as error:
         if PartialState().is_main_process:
@@ -64,11 +67,26 @@ def train(arguments: Arguments) -> MorphingTrainer:
         schedule=schedule,
     )
     trainer.train(resume_from_checkpoint=resume)
-    folder = Path(str(args.output_dir)) / MODEL
-    trainer.save_model(str(folder))
-    if trainer.is_world_process_zero():
-        logging.getLogger("morphing_trainer").info("model saved in %s", folder)
+    _save(trainer, Path(str(args.output_dir)) / MODEL)
     return trainer
+
+
+def _save(trainer: MorphingTrainer, folder: Path) -> None:
+    """Save the trained model as `folder`, in one step so that an earlier one is whole or replaced."""
+    if dead := trainer.dead_parameters():
+        raise ModelError(
+            f"the trained model is dead: {len(dead)} of its parameters hold NaN or infinity ({dead[0]} first). It "
+            "is not saved; resume from the last checkpoint with a lower learning rate."
+        )
+    written, old = folder.with_name(f".{folder.name}-new"), folder.with_name(f".{folder.name}-old")
+    trainer.save_model(str(written))
+    if trainer.is_world_process_zero():
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            folder.rename(old)
+        written.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+        logging.getLogger("morphing_trainer").info("model saved in %s", folder)
 
 
 def _quieten() -> None:
@@ -108,8 +126,7 @@ def _model(arguments: Arguments, tokenizer: PreTrainedTokenizerBase) -> GPT2LMHe
             attn_implementation=chosen.attn_implementation,
             dropout=chosen.dropout,
         )
-    vocab_size = len(tokenizer) if arguments.data.tokenizer_name else max(len(tokenizer), 1)
-    config = scratch_config(chosen, vocab_size, arguments.data.block_size, tokenizer.eos_token_id)
+    config = scratch_config(chosen, len(tokenizer), arguments.data.block_size, tokenizer.eos_token_id)
     return new_model(config, arguments.training.seed)
 
 

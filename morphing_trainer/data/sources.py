@@ -143,7 +143,7 @@ def _read_files(argument: str, files: str | Sequence[str], text_column: str) -> 
     if len(suffixes) > 1:
         raise DataError(f"{argument}: mixes {', '.join(sorted(suffixes))} files. Give files of one kind.")
     suffix = suffixes.pop()
-    where = f"{argument} {str(files)!r}"
+    where = f"{argument} {', '.join(repr(str(path)) for path in paths)}"
     if suffix not in TABLE_READERS:
         known = ", ".join((*TEXT_SUFFIXES, *TABLE_READERS))
         raise DataError(f"{where}: cannot read {suffix or 'files without a suffix'}. Give one of {known}.")
@@ -206,8 +206,8 @@ def _text_only(table: datasets.Dataset, column: str, where: str) -> datasets.Dat
         raise DataError(f"{where}: is empty. Give data with text.")
     if column not in table.column_names:
         raise DataError(
-            f"{where}: has no column {column!r}{suggest(column, table.column_names)}. "
-            f"Set text_column to one of its columns: {', '.join(table.column_names)}."
+            f"{where}: has no column {column!r}{suggest(column, table.column_names)} "
+            f"(set text_column to one of its columns: {', '.join(table.column_names)})"
         )
     kind = getattr(table.features[column], "dtype", type(table.features[column]).__name__)
     if kind not in ("string", "large_string"):

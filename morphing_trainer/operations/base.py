@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -104,8 +103,3 @@ Steps = Annotated[int, BeforeValidator(whole), Field(ge=0)]
 
 Nothing = Literal[None]
 """The value of an operation that takes none."""
-
-
-def fresh_frozen(lineage: Lineage, frozen: Collection[str]) -> frozenset[str]:
-    """The frozen flag follows the lineage like everything else."""
-    return lineage.inherit(frozenset(frozen))

@@ -9,7 +9,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from morphing_trainer.errors import OperationError
 from morphing_trainer.lineage import ModelSpec, regather
-from morphing_trainer.operations.base import ArchitectureOperation, GrowthFactor, Morph, fresh_frozen
+from morphing_trainer.operations.base import ArchitectureOperation, GrowthFactor, Morph
 
 LayerIndex = Annotated[int, Field(ge=0)]
 
@@ -50,7 +50,7 @@ class StackLayers(ArchitectureOperation):
         identity = set(range(len(sources))) - originals if self.init == "identity" else set()
         new = spec.evolve(layers=len(sources))
         lineage = regather(spec, new, sources, identity)
-        return Morph(new.evolve(fresh_frozen(lineage, spec.frozen)), lineage, preserving=self.init == "identity")
+        return Morph(new.evolve(lineage.inherit(spec.frozen)), lineage, preserving=self.init == "identity")
 
     def _sources(self, layers: int) -> list[int]:
         """Old layer behind each new one."""

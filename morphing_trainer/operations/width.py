@@ -10,7 +10,7 @@ from torch import Tensor
 
 from morphing_trainer.errors import OperationError
 from morphing_trainer.lineage import NEWBORN, Fill, ModelSpec, Units, resize
-from morphing_trainer.operations.base import ArchitectureOperation, Count, GrowthFactor, Morph, fresh_frozen
+from morphing_trainer.operations.base import ArchitectureOperation, Count, GrowthFactor, Morph
 
 MOST_UNITS = 2**24
 """Wider than any model; a slip of the finger must not keep the dry run busy for hours."""
@@ -43,7 +43,7 @@ class _Widening(ArchitectureOperation):
         units = [self._units(spec.mlp, target, rng) for _ in range(spec.layers)]
         fill = Fill(std=float(spec.config.initializer_range), seed=_seed(rng))
         lineage = resize(spec, new, "mlp", units, fill)
-        return Morph(new.evolve(fresh_frozen(lineage, spec.frozen)), lineage, preserving=self.noise == 0)
+        return Morph(new.evolve(lineage.inherit(spec.frozen)), lineage, preserving=self.noise == 0)
 
     def _units(self, old: int, new: int, rng: torch.Generator) -> Units:
         if self.split == "newborn":

@@ -184,7 +184,7 @@ def plan_lines(stages: Sequence[Stage]) -> list[str]:
     if not stages:
         return []
     header, *rows = [(*row[:2], *row[3:], row[2]) for row in (_PLAN, *_plan_rows(stages))]  # the longest column last
-    return [f"Schedule: {_operations(len(stages) - 1)}", *_aligned(header, rows)]
+    return [f"Schedule: {_left(stages)}", *_aligned(header, rows)]
 
 
 def plan_table(stages: Sequence[Stage]) -> RenderableType:
@@ -197,7 +197,7 @@ def plan_table(stages: Sequence[Stage]) -> RenderableType:
         narrow.append((number, _stacked(title, fires, settings), shape, parameters, trainable))
     kinds = ("number", "text", "text", "fixed", "number", "number", "text")
     columns = list(zip(_PLAN, kinds, strict=True))
-    heading = f"Schedule: {_operations(len(stages) - 1)}"
+    heading = f"Schedule: {_left(stages)}"
     return _Responsive(_table(heading, columns, wide), _table(heading, columns[:2] + columns[3:-1], narrow))
 
 
@@ -209,6 +209,12 @@ def _in_lines(changes: str, per_line: int) -> str:
 
 def _stacked(title: Text, *below: str) -> Text:
     return Text("\n").join([title, *(Text(line, style="dim") for line in below if line)])
+
+
+def _left(stages: Sequence[Stage]) -> str:
+    """How many operations are to come; a resumed run may have done some, or all."""
+    done, left = stages[0].index, _operations(len(stages) - 1)
+    return f"{left} left, {done} done" if done else left
 
 
 def _operations(number: int) -> str:

@@ -74,14 +74,20 @@ def transplant(trainer: Any, state: RunState, operation: ArchitectureOperation, 
     optimizer = bare_optimizer(trainer)
     schedule_state = trainer.lr_scheduler.state_dict()
     with restored_on_failure(trainer):
-        grown = grow(
-            operation,
-            state.spec,
-            model,
-            states_by_name(model, optimizer),
-            state.groups,
-            operation_rng(trainer.args.seed, index),
-        )
+        grown, failure = None, None
+        try:
+            grown = grow(
+                operation,
+                state.spec,
+                model,
+                states_by_name(model, optimizer),
+                state.groups,
+                operation_rng(trainer.args.seed, index),
+            )
+        except Exception as error:  # of any kind: the other ranks must not wait for this one in vain
+            failure = error
+        trainer.session.consensus.settle(failure)
+        assert grown is not None
         # Accelerate keeps what it has prepared; the old model must not stay alive, nor be taken for the new one.
         trainer.accelerator.free_memory()
         if trainer.args.torch_compile:

@@ -8,6 +8,10 @@ import torch
 import torch.distributed as dist
 
 
+class RankError(RuntimeError):
+    """Another rank failed."""
+
+
 class Agreed(NamedTuple):
     """What all ranks know after an exchange."""
 
@@ -45,6 +49,25 @@ class Consensus:
         shared = torch.tensor([value], dtype=torch.float64)
         dist.broadcast(shared, src=0, group=self._group)
         return float(shared)
+
+    def settle(self, failure: BaseException | None) -> None:
+        """End a piece of work that every rank has tried: all go on, or all raise.
+
+        Args:
+            failure: what this rank's attempt raised.
+
+        Raises:
+            failure: on a rank that failed; `RankError` on those that did not, with what another one said.
+        """
+        if self._group is not None:
+            said: list[str | None] = [None] * self.world_size
+            mine = None if failure is None else f"{type(failure).__name__}: {failure}"
+            dist.all_gather_object(said, mine, group=self._group)
+            if failure is None and any(said):
+                rank = next(rank for rank, text in enumerate(said) if text)
+                raise RankError(f"rank {rank} failed, so all ranks stop: {said[rank]}")
+        if failure is not None:
+            raise failure
 
     def barrier(self) -> None:
         if self._group is not None:

@@ -22,6 +22,11 @@ def traces(folder: str | Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.name in own or path.name.startswith("checkpoint-"))
 
 
+def is_run(folder: str | Path) -> bool:
+    """Whether `folder` is the folder of a run."""
+    return (Path(folder) / JOURNAL).is_file() or any(Path(folder).glob("checkpoint-*/morph_state.json"))
+
+
 def check_output_dir(folder: str | Path, *, resume: bool, overwrite: bool) -> None:
     """Refuse a folder that holds another run.
 
@@ -32,6 +37,11 @@ def check_output_dir(folder: str | Path, *, resume: bool, overwrite: bool) -> No
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"output_dir: {folder} is a file; give a folder.")
     if found := traces(folder):
+        if not is_run(folder):
+            raise ConfigError(
+                f"output_dir: {folder} holds {', '.join(found[:4])}, which no run of this library has left there and "
+                "which a run would overwrite; choose another folder by --output_dir."
+            )
         if resume or overwrite:
             return
         raise ConfigError(

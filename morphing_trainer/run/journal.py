@@ -1,6 +1,7 @@
 """The journal: one JSON line per event of a run, appended and never rewritten.
 
-Events: `start`, `operation`, `evaluation` (the first after an operation), `resume`, `override`, `interrupted`, `end`.
+Events: `start`, `operation`, `evaluation` (the first after an operation), `resume`, `override`, `interrupted`,
+`failed`, `end`.
 A run that crashed and resumed from an earlier checkpoint has written lines that never happened to the model:
 `effective` leaves them out.
 """
@@ -95,7 +96,7 @@ def effective(events: Iterable[Event]) -> list[Event]:
             kept = [
                 old
                 for old in kept
-                if old["event"] not in ("operation", "evaluation", "end", "interrupted")
+                if old["event"] not in ("operation", "evaluation", "end", "interrupted", "failed")
                 or (old["step"] <= step and int(old.get("index", -1)) < done)
             ]
         kept.append(event)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,8 @@ from morphing_trainer.run.folder import JOURNAL, PLOT
 from morphing_trainer.run.resume import Override
 from morphing_trainer.run.state import RunState
 from morphing_trainer.schedule import Entry, Schedule
+
+_log = logging.getLogger("morphing_trainer")
 
 
 class RunReports:
@@ -67,6 +70,10 @@ class RunReports:
         self._journal.write(name, step, **facts)
 
     def close(self, log_history: Sequence[Mapping[str, Any]]) -> None:
-        if self._main:
-            plot_losses(log_history, self.records, self._folder / PLOT)
-        close_run_log()
+        try:
+            if self._main:
+                plot_losses(log_history, self.records, self._folder / PLOT)
+        except OSError as error:  # the run itself is over; its result must not be lost over a picture
+            _log.warning("the picture %s could not be written: %s", self._folder / PLOT, error)
+        finally:
+            close_run_log()

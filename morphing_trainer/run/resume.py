@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import Enum
 from typing import Any
 
@@ -25,7 +25,12 @@ OVERRIDABLE = (
     "eval_iters",
     "eval_steps",
 )
-"""Arguments that a resume may change. Each change is journaled."""
+"""Arguments of the run's course that a resume may change. Every change, of these and of others, is journaled."""
+
+IRRELEVANT = frozenset(
+    {"output_dir", "run_name", "resume_from_checkpoint", "overwrite_output_dir", "scaling_schedule_file", "hub_token"}
+)
+"""Arguments that say nothing of the run, or are nobody's business; the schedule is compared entry by entry."""
 
 LENGTH = frozenset({"per_device_train_batch_size", "gradient_accumulation_steps", "max_steps", "num_train_epochs"})
 """Those of them that change how many steps there are."""
@@ -77,8 +82,8 @@ class Override:
 
 def snapshot(args: MorphingConfig) -> dict[str, Any]:
     """The arguments that matter for a resume, as plain JSON."""
-    values = {name: _plain(getattr(args, name)) for name in (*OVERRIDABLE, *FIXED)}
-    return {**values, "world_size": args.world_size}
+    names = [entry.name for entry in fields(args) if entry.init and entry.name not in IRRELEVANT]
+    return {**{name: _plain(getattr(args, name)) for name in names}, "world_size": args.world_size}
 
 
 def compare(bundle: Bundle, now: Mapping[str, Any], schedule: Schedule) -> list[Override]:
@@ -106,7 +111,7 @@ def compare(bundle: Bundle, now: Mapping[str, Any], schedule: Schedule) -> list[
                 f"resume from {bundle.path}: entry {index + 1} of the schedule ({executed['entry']['name']}) has been "
                 "executed already and must stay as it was; change only what comes after it."
             )
-    overrides = [Override(name, saved.get(name), now[name]) for name in OVERRIDABLE if saved.get(name) != now[name]]
+    overrides = [Override(name, saved.get(name), now[name]) for name in now if saved.get(name) != now[name]]
     done = int(bundle.state["position"]["done"])
     before, after = list(bundle.schedule[done:]), schedule.to_list()[done:]
     if before != after:

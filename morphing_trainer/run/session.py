@@ -75,7 +75,7 @@ class Session:
     def evaluated(self, step: int, loss: float) -> None:
         """An evaluation has been made: remember its raw loss and ask the schedule."""
         loss = self.consensus.loss(loss)
-        self.state.loss = loss
+        self.state.loss, self.state.evaluated_at = loss, step
         if not self.listening:
             return
         self.state.evaluations.append((step, loss))

@@ -31,7 +31,7 @@ class RunState:
         tokens: training tokens seen, over all processes.
         seconds: time spent training, over all restarts.
         evaluations: (step, raw loss) since the last operation.
-        loss: the last evaluation loss.
+        loss, evaluated_at: the last evaluation loss, and the optimizer step that it was measured at.
         epoch_closed: the epoch that the cursor is in has been closed (its end events have fired).
         executed: the operations that were applied: `index` in the schedule, optimizer `step`, and the `entry`.
     """
@@ -50,6 +50,7 @@ class RunState:
     seconds: float = 0.0
     evaluations: list[tuple[int, float]] = field(default_factory=list)
     loss: float | None = None
+    evaluated_at: int | None = None
     epoch_closed: bool = False
     executed: list[dict[str, Any]] = field(default_factory=list)
 
@@ -106,6 +107,7 @@ class RunState:
             "seconds": self.seconds,
             "evaluations": [[step, _written(loss)] for step, loss in self.evaluations],
             "loss": None if self.loss is None else _written(self.loss),
+            "evaluated_at": self.evaluated_at,
             "epoch_closed": self.epoch_closed,
             "executed": self.executed,
         }
@@ -133,6 +135,7 @@ class RunState:
                 seconds=float(data["seconds"]),
                 evaluations=[(int(step), float(loss)) for step, loss in data["evaluations"]],
                 loss=None if data["loss"] is None else float(data["loss"]),
+                evaluated_at=None if data["evaluated_at"] is None else int(data["evaluated_at"]),
                 epoch_closed=bool(data["epoch_closed"]),
                 executed=[
                     {"index": int(e["index"]), "step": int(e["step"]), "entry": e["entry"]} for e in data["executed"]

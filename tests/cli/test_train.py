@@ -135,3 +135,14 @@ def test_a_schedule_that_does_not_fit_the_model(tmp_path: Path, text: str, capsy
     assert "entry 1 (freeze_layer)" in message
     assert "entry 2 (stack_layers)" in message
     assert "schedule.yaml:" in message
+
+
+def test_a_dead_model_is_not_saved_over_a_good_one(
+    tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tmp_path, "--train_file", text, "--save_strategy", "steps", "--save_steps", "2") == 0
+    before = (tmp_path / "run" / "model" / "model.safetensors").read_bytes()
+    options = ["--train_file", text, "--resume_from_checkpoint", "true", "--max_steps", "8", "--max_grad_norm", "1.0"]
+    assert run(tmp_path, *options, "--learning_rate", "1e30") == 2
+    assert "the trained model is dead" in capsys.readouterr().err
+    assert (tmp_path / "run" / "model" / "model.safetensors").read_bytes() == before

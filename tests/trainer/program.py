@@ -11,16 +11,18 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
+from morphing_trainer import checkpointing
+from morphing_trainer.run import applying
 from tests.support import Tokens, losses, tiny_model, trainer, weights
 
 
@@ -33,6 +35,7 @@ class Job:
         resume: `resume_from_checkpoint`; "if possible" is True if there is a checkpoint, and a fresh start otherwise.
         pause: seconds to sleep at the end of each step.
         signals: signal to raise in a rank during a step: (rank, step, signal number), any number of times.
+        fails: (rank, what): this rank runs out of memory when it is to "grow", or of disk when it is to "save".
     """
 
     folder: Path
@@ -42,6 +45,7 @@ class Job:
     dropout: float = 0.0
     pause: float = 0.0
     signals: list[tuple[int, int, int]] = field(default_factory=list)
+    fails: tuple[int, str] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -79,6 +83,13 @@ class Interferes(TrainerCallback):
         time.sleep(self.job.pause)
 
 
+def fail(error: Exception) -> Callable[..., NoReturn]:
+    def failing(*args: Any, **options: Any) -> NoReturn:
+        raise error
+
+    return failing
+
+
 def run(job: Job, environment: Mapping[str, str]) -> None:
     """In the process: train, and leave losses and weights behind."""
     os.environ.update(environment)
@@ -94,6 +105,10 @@ def run(job: Job, environment: Mapping[str, str]) -> None:
     made = trainer(
         job.folder, job.schedule, model, data=Tokens(job.samples), callbacks=[Interferes(job, rank)], **options
     )
+    if job.fails == (rank, "grow"):
+        applying.grow = fail(MemoryError("no memory left"))  # type: ignore[assignment]
+    if job.fails == (rank, "save"):
+        checkpointing.staging_folder = fail(OSError("no space left"))  # type: ignore[assignment]
     resume = job.resume
     if resume == "if possible":
         resume = any(job.folder.glob("checkpoint-*"))

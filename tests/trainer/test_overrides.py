@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from pathlib import Path
@@ -34,12 +35,14 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> MorphingTrainer:
 
 def resume(whole: MorphingTrainer, folder: Path, step: int, **changes: Any) -> MorphingTrainer:
     """A run in another folder, from a checkpoint of `whole`."""
-    return run(folder, resume=str(whole.run_folder / f"checkpoint-{step}"), save_strategy="no", **changes)
+    return run(folder, resume=str(whole.run_folder / f"checkpoint-{step}"), **changes)
 
 
 def overrides(resumed: MorphingTrainer) -> dict[str, tuple[Any, Any]]:
     lines = read_journal(resumed.run_folder / "journal.jsonl")
-    return {line["name"]: (line["before"], line["now"]) for line in lines if line["event"] == "override"}
+    found = {line["name"]: (line["before"], line["now"]) for line in lines if line["event"] == "override"}
+    # Some tests resume without saving; that it is journaled too has a test of its own.
+    return {name: change for name, change in found.items() if not name.startswith("save_")}
 
 
 def test_nothing_changed_nothing_journaled(whole: MorphingTrainer, tmp_path: Path) -> None:
@@ -316,3 +319,25 @@ def test_overwriting_with_a_run_that_is_refused_removes_nothing(tmp_path: Path) 
     with pytest.raises(ValueError, match="not a whole number"):
         run(tmp_path, [entry("stack_layers", 1.3, 2)], overwrite_output_dir=True)
     assert listing(tmp_path) == before
+
+
+def test_an_end_that_is_behind_the_checkpoint(tmp_path: Path) -> None:
+    trainer(tmp_path, save_strategy="steps", save_steps=5).train()
+    with pytest.raises(CheckpointError, match="stands at step 12, but this run would end at step 5"):
+        trainer(tmp_path, max_steps=5).train(resume_from_checkpoint=True)
+
+
+def test_every_changed_argument_is_journaled(tmp_path: Path) -> None:
+    trainer(tmp_path, save_strategy="steps", save_steps=5).train()
+    trainer(tmp_path, max_steps=14, eval_strategy="no", eval_steps=None, logging_steps=2).train(True)
+    lines = [json.loads(line) for line in (tmp_path / "journal.jsonl").read_text().splitlines()]
+    names = {line["name"] for line in lines if line["event"] == "override"}
+    assert {"max_steps", "eval_strategy", "eval_steps", "logging_steps"} <= names
+
+
+def test_a_folder_of_somebody_else_is_never_cleared(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "precious.bin").write_text("mine")
+    with pytest.raises(ConfigError, match="no run of this library has left there"):
+        trainer(tmp_path, overwrite_output_dir=True).train()
+    assert (tmp_path / "model" / "precious.bin").read_text() == "mine"

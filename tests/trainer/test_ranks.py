@@ -104,3 +104,16 @@ def test_averaging_tokens_per_process_is_refused(tmp_path: Path) -> None:
     alone = job(tmp_path / "run", options={"average_tokens_across_devices": False})
     assert finish(start(alone, 2)) == [1, 1]
     assert "average_tokens_across_devices: must stay true" in (alone.results / "0.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("what", "said"), [("grow", "MemoryError: no memory left"), ("save", "OSError: no space left")]
+)
+def test_a_failure_on_one_rank_stops_all_at_once(tmp_path: Path, what: str, said: str) -> None:
+    """None waits for the one that failed, and the others say why they stop."""
+    failing = 1 if what == "grow" else 0
+    alone = job(tmp_path / "run", fails=(failing, what), options={"save_strategy": "steps", "save_steps": 3})
+    assert finish(start(alone, 2), seconds=60) == [1, 1]
+    other = (alone.results / f"{1 - failing}.log").read_text()
+    assert f"RankError: rank {failing} failed, so all ranks stop: {said}" in other
+    assert not checkpoints(alone.folder) or what == "grow"

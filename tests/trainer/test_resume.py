@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, TrainerCallback
 
 from morphing_trainer import MorphingTrainer
 from morphing_trainer.operations import OPERATIONS
 from morphing_trainer.run.journal import effective, read_journal
+from morphing_trainer.run.signals import RunInterrupted
 from tests.support import Tokens, losses, same, tiny_model, trainer, weights
 from tests.trainer.common import DROPOUT, StopsAfter, applied, entry, evaluations, ledger, optimizer_state, rates
 
@@ -199,3 +201,23 @@ def test_finished_run_resumed(tmp_path: Path) -> None:
     again.train(True)
     assert again.state.global_step == 6
     assert same(weights(again), weights(whole))
+
+
+class Signals(TrainerCallback):
+    """Sends SIGTERM at the end of a step."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 5:
+            signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_signal_in_mid_epoch_of_a_run_by_epochs(tmp_path: Path) -> None:
+    """Stopping is no end of an epoch: nothing is evaluated there, so no trigger fires and no random number is drawn."""
+    schedule = [entry("widen_mlp", 2, trigger_loss=float("inf"))]
+    options = {"eval_strategy": "epoch", "eval_steps": None, "save_strategy": "epoch", "save_steps": 100}
+    whole = uninterrupted(tmp_path / "whole", schedule, **options)
+    with pytest.raises(RunInterrupted, match="checkpoint-6"):
+        make(tmp_path / "run", schedule, callbacks=[Signals()], **options).train()
+    resumed = make(tmp_path / "run", schedule, **options)
+    resumed.train(resume_from_checkpoint=True)
+    assert_same_end(resumed, whole)
