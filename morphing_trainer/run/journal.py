@@ -96,7 +96,7 @@ def effective(events: Iterable[Event]) -> list[Event]:
             kept = [
                 old
                 for old in kept
-                if old["event"] not in ("operation", "evaluation", "end", "interrupted", "failed")
+                if old["event"] not in ("operation", "evaluation", "end", "interrupted")
                 or (old["step"] <= step and int(old.get("index", -1)) < done)
             ]
         kept.append(event)
