@@ -95,7 +95,7 @@ YAML (`.yaml`, `.yml`) or JSON (`.json`). The plain form:
 | `trigger_loss` | number from 0, or `.inf` | | fires at an evaluation whose loss is below it |
 | `max_wait_iters` | whole number from 0 | | fires this many steps after the previous operation, exactly then |
 | `when` | a [condition](#triggers) | | in place of the two above |
-| `reevaluate` | `true` or `false` | `false` | evaluate right after the operation (and before it, if the last loss is older); this fires nothing |
+| `reevaluate` | `true` or `false` | `false` | show the loss right before and after it; fires nothing |
 | `desc` | text | | shown and kept in the journal |
 | `completed` | `true` or `false` | `false` | already done, in an earlier run: the entry is stepped over |
 

@@ -214,7 +214,8 @@ def test_every_problem_at_once_with_file_line_entry_and_field(tmp_path: Path) ->
         "s.yaml:10: entry 4 (stack_layers), init: must be 'copy' or 'identity', is 'identiy'",
         "s.yaml:13: entry 4 (stack_layers), when.any.0.at_stp: unknown condition 'at_stp'; did you mean 'at_step'?",
         "s.yaml:14: entry 4 (stack_layers), when.any.1.plateau.window: must be greater than or equal to 2, is 1",
-        "s.yaml:15: entry 5 (set_batch_size): has no trigger; give trigger_loss or max_wait_iters or both, or when: {...}",
+        "s.yaml:15: entry 5 (set_batch_size): has no trigger; give trigger_loss or max_wait_iters or both, "
+        "or when: {...}",
     ]
 
 
