@@ -12,6 +12,7 @@ copies data of that size into them. Peak memory is the highest resident set duri
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import json
 import statistics
@@ -46,8 +47,14 @@ def reset_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+def settle() -> None:
+    """Give freed memory back to the system, so that morph and baseline both pay for fresh pages."""
     gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+
+
+def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    settle()
     start = time.perf_counter()
     result = work()
     return time.perf_counter() - start, result
@@ -79,7 +86,7 @@ def measure(name: str, config: GPT2Config, repeats: int) -> dict[str, Any]:
     old = tensors(model, optimizer)
     morphs, copies, created, total, peak = [], [], 0, 0, 0
     for repeat in range(repeats + 1):  # the first one warms up
-        gc.collect()
+        settle()
         floor = resident("VmRSS") - sum(tensor.nbytes for tensor in old.values())
         reset_peak()
         seconds, result = timed(lambda: morph(model, operation, optimizer=optimizer))
