@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,10 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - start, result
 
 
+def copies_of(sources: list[torch.Tensor]) -> list[torch.Tensor]:
+    return [torch.empty_like(source).copy_(source) for source in sources]
+
+
 def tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[int, torch.Tensor]:
     """Storage address -> tensor, of all weights and all optimizer state."""
     found = [parameter.detach() for parameter in model.parameters()]
@@ -98,13 +103,10 @@ def measure(name: str, config: GPT2Config, repeats: int) -> dict[str, Any]:
         created = sum(new[address].nbytes for address in new if address not in old)
         total = sum(tensor.nbytes for tensor in new.values())
         del result, new
-        source = torch.ones(max(shape.numel() for shape, _ in shapes))
-
-        def copy(shapes: Any = shapes, source: torch.Tensor = source) -> list[torch.Tensor]:
-            return [torch.empty(s, dtype=d).copy_(source[: s.numel()].view(s)) for s, d in shapes]
-
-        copied, held = timed(copy)
-        del held, source
+        # Every byte is read from a place of its own: a small source would stay in the cache.
+        sources = [torch.ones(shape, dtype=dtype) for shape, dtype in shapes]
+        copied, held = timed(partial(copies_of, sources))
+        del held, sources
         if repeat:
             morphs.append(seconds)
             copies.append(copied)
