@@ -127,18 +127,19 @@ class CheckpointingTrainer(Trainer):
             failure = error
         consensus.settle(failure)
         self._staging = Path(consensus.shared(str(self._staging)))
+        staging = self._staging
         try:
             super()._save_checkpoint(model, trial)
         except OSError as error:
             failure = error
-        try:
-            consensus.settle(failure)
-            if self.args.should_save:
-                self._complete(self._staging, final)
-        except OSError as error:
-            failure = error
         finally:
             self._staging = None
+        consensus.settle(failure)
+        try:
+            if self.args.should_save:
+                self._complete(staging, final)
+        except OSError as error:
+            failure = error
         consensus.settle(failure)
         if self.state.best_global_step == self.state.global_step:
             self.state.best_model_checkpoint = str(final)

@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 from morphing_trainer import checkpointing
 from morphing_trainer.run import applying
@@ -35,7 +35,7 @@ class Job:
         resume: `resume_from_checkpoint`; "if possible" is True if there is a checkpoint, and a fresh start otherwise.
         pause: seconds to sleep at the end of each step.
         signals: signal to raise in a rank during a step: (rank, step, signal number), any number of times.
-        fails: (rank, what): this rank runs out of memory when it is to "grow", or of disk when it is to "save".
+        fails: (rank, what): this rank runs out of memory when it is to "grow", of disk when it is to "save" or "write".
     """
 
     folder: Path
@@ -109,6 +109,8 @@ def run(job: Job, environment: Mapping[str, str]) -> None:
         applying.grow = fail(MemoryError("no memory left"))  # type: ignore[assignment]
     if job.fails == (rank, "save"):
         checkpointing.staging_folder = fail(OSError("no space left"))  # type: ignore[assignment]
+    if job.fails == (rank, "write"):
+        Trainer._save_rng_state = fail(OSError("no space left"))  # type: ignore[method-assign]
     resume = job.resume
     if resume == "if possible":
         resume = any(job.folder.glob("checkpoint-*"))

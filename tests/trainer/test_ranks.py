@@ -107,11 +107,16 @@ def test_averaging_tokens_per_process_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("what", "said"), [("grow", "MemoryError: no memory left"), ("save", "OSError: no space left")]
+    ("what", "said"),
+    [
+        ("grow", "MemoryError: no memory left"),
+        ("save", "OSError: no space left"),
+        ("write", "OSError: no space left"),
+    ],
 )
 def test_a_failure_on_one_rank_stops_all_at_once(tmp_path: Path, what: str, said: str) -> None:
     """None waits for the one that failed, and the others say why they stop."""
-    failing = 1 if what == "grow" else 0
+    failing = 0 if what == "save" else 1
     alone = job(tmp_path / "run", fails=(failing, what), options={"save_strategy": "steps", "save_steps": 3})
     assert finish(start(alone, 2), seconds=60) == [1, 1]
     other = (alone.results / f"{1 - failing}.log").read_text()
