@@ -25,7 +25,11 @@ class RunInterrupted(SystemExit):
 
 
 class StopRequest:
-    """Remembers the first signal; the second is handled as if nobody had caught it."""
+    """Remembers the first signal; the second is handled as if nobody had caught it.
+
+    A process may have been started with SIGINT ignored: a shell script does that to what it runs in the background. As
+    the first one is heard all the same, so is the second: it gets Python's default handling.
+    """
 
     def __init__(self) -> None:
         self.signum: int | None = None
@@ -48,9 +52,11 @@ class StopRequest:
     def _received(self, signum: int, frame: FrameType | None) -> None:
         if self.signum is None:
             self.signum = signum
-        else:
-            self._restore()
-            signal.raise_signal(signum)
+            return
+        self._restore()
+        if signal.getsignal(signum) is signal.SIG_IGN:
+            signal.signal(signum, signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL)
+        signal.raise_signal(signum)
 
     def _restore(self) -> None:
         for signum, handler in self._before.items():

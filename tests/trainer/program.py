@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainerCallback
 
-from morphing_trainer import checkpointing
+from morphing_trainer import LoraArguments, add_adapters, checkpointing
 from morphing_trainer.run import applying
 from tests.support import Tokens, losses, tiny_model, trainer, weights
 
@@ -35,6 +35,8 @@ class Job:
         resume: `resume_from_checkpoint`; "if possible" is True if there is a checkpoint, and a fresh start otherwise.
         pause: seconds to sleep at the end of each step.
         signals: signal to raise in a rank during a step: (rank, step, signal number), any number of times.
+        ignoring: the process is started with SIGINT and SIGTERM ignored, as a shell starts what is in its background.
+        lora: adapters that the model starts with.
         fails: (rank, what): this rank runs out of memory when it is to "grow", of disk when it is to "save" or "write".
     """
 
@@ -43,8 +45,10 @@ class Job:
     resume: bool | str = False
     samples: int = 41
     dropout: float = 0.0
+    lora: LoraArguments = field(default_factory=LoraArguments)
     pause: float = 0.0
     signals: list[tuple[int, int, int]] = field(default_factory=list)
+    ignoring: bool = False
     fails: tuple[int, str] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -93,6 +97,8 @@ def fail(error: Exception) -> Callable[..., NoReturn]:
 def run(job: Job, environment: Mapping[str, str]) -> None:
     """In the process: train, and leave losses and weights behind."""
     os.environ.update(environment)
+    for signum, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
+        signal.signal(signum, signal.SIG_IGN if job.ignoring else default)  # however the tests were started
     torch.set_num_threads(1)
     rank = int(environment.get("RANK", 0))
     job.results.mkdir(exist_ok=True)
@@ -100,6 +106,7 @@ def run(job: Job, environment: Mapping[str, str]) -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     model = tiny_model(resid_pdrop=job.dropout, embd_pdrop=job.dropout, attn_pdrop=job.dropout)
+    model = add_adapters(model, job.lora)  # type: ignore[assignment]
     backend = {"ddp_backend": "gloo"} if environment else {}
     options = {"disable_tqdm": True, "save_total_limit": 100, **backend, **job.options}
     made = trainer(

@@ -47,9 +47,10 @@ def test_a_signal_saves_and_ends_the_run(tmp_path: Path, signum: signal.Signals)
     assert stopped.losses() == job(tmp_path / "whole").losses()
 
 
+@pytest.mark.parametrize("ignoring", [False, True], ids=["foreground", "background"])
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM], ids=lambda signum: signum.name)
-def test_a_second_signal_ends_it_at_once(tmp_path: Path, signum: signal.Signals) -> None:
-    stopped = job(tmp_path / "stopped", signals=[(0, 8, signum), (0, 8, signum)])
+def test_a_second_signal_ends_it_at_once(tmp_path: Path, signum: signal.Signals, ignoring: bool) -> None:
+    stopped = job(tmp_path / "stopped", signals=[(0, 8, signum), (0, 8, signum)], ignoring=ignoring)
     # Uncaught, SIGINT is a KeyboardInterrupt, with which Python leaves by code 1 here.
     assert finish(start(stopped)) == [1 if signum == signal.SIGINT else -signum]
     assert checkpoints(stopped.folder) == []
