@@ -100,7 +100,7 @@ def _parsed(operation: Operation | Mapping[str, Any]) -> Operation:
         raise OperationError(
             f"operation: must be a mapping such as {{'name': 'widen_mlp', 'value': 2}}, is {operation!r}"
         )
-    if timed := [key for key in ("trigger_loss", "max_wait_iters", "when", "reevaluate") if key in operation]:
+    if timed := [key for key in ("trigger_loss", "max_wait_iters", "when", "reevaluate", "repeat") if key in operation]:
         raise OperationError(f"operation: {', '.join(timed)} belongs in a schedule; here it is applied at once")
     try:
         return Schedule.of([{**operation, "max_wait_iters": 0}]).entries[0].operation

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -10,12 +13,17 @@ from morphing_trainer.errors import OperationError, Problem, ScheduleError
 from morphing_trainer.lineage import ModelSpec
 from morphing_trainer.operations import ArchitectureOperation, HyperparameterOperation
 from morphing_trainer.reporting.records import Stage
-from morphing_trainer.schedule import Position, Schedule
+from morphing_trainer.schedule import Entry, Position, Schedule
 from morphing_trainer.settings import Settings
+from morphing_trainer.triggers import AllOf, AnyOf, AtStep, LossBelow, Plateau, Trigger, Waited
+
+MOST_EFFORT = 4_000
+"""How long the endless part of a schedule is played: an operation counts 1, a morph the model's number of parameter
+tensors. About a second; not measured in time, so that all ranks play alike."""
 
 
 def operation_rng(seed: int, index: int) -> torch.Generator:
-    """The random numbers of entry `index`: the same in the dry run, in the run, on every rank and after a resume."""
+    """The random numbers of operation `index`: the same in the dry run and the run, on every rank, after a resume."""
     digest = hashlib.sha256(f"operation {index} of seed {seed}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
@@ -27,51 +35,148 @@ def play(
     *,
     seed: int = 0,
     position: Position | None = None,
+    steps: int | None = None,
     evaluates: bool = True,
     can_evaluate: bool = True,
+    check: Callable[[Stage], None] | None = None,
 ) -> list[Stage]:
     """The stages of a run from `position` (default: the start) to the end of its schedule.
 
+    What is repeated to the end of the run is played round after round until a round leaves everything as it was, or
+    the run ends, or `MOST_EFFORT` is spent. Only the first of these rounds is among the stages, marked `repeats`.
+
     Args:
         spec, settings: the model and hyper-parameters at `position`.
+        steps: the optimizer step at which the run ends, if that is known.
         evaluates: whether the run evaluates by itself; without, a trigger on the loss never fires.
         can_evaluate: whether it has data to evaluate on; without, nothing can be evaluated again.
+        check: raises ScheduleError for a stage that this run cannot carry out. It sees every stage behind an operation.
 
     Raises:
-        ScheduleError: with every operation that does not fit, each judged on the model the ones before it leave.
+        ScheduleError: with every operation that does not fit, each judged on the model the ones before it leave. One
+            that repeats is named once, in the first round in which it does not fit.
     """
     position = (position or Position()).settle(schedule)
+    run = _DryRun(schedule, spec, settings, seed, position.since, evaluates, can_evaluate, check)
     stages = [_stage(position.done, None, None, "", spec, settings)]
-    problems: list[Problem] = []
-    for index, entry in enumerate(schedule.entries):
+    finite = range(position.done, len(schedule.entries))
+    stages += [run.apply(index) for index in finite if not schedule.entries[index].completed]
+    if schedule.cycle:
+        stages += run.repeat(max(position.done, len(schedule.entries)), steps)
+    if run.problems:
+        raise ScheduleError(run.problems.values())
+    return stages
+
+
+class _DryRun:
+    """A run as far as it can be told without weights: model and settings, the earliest step, what does not fit."""
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        spec: ModelSpec,
+        settings: Settings,
+        seed: int,
+        since: int,
+        evaluates: bool,
+        can_evaluate: bool,
+        check: Callable[[Stage], None] | None,
+    ) -> None:
+        self.schedule, self.spec, self.settings, self.seed = schedule, spec, settings, seed
+        self.evaluates, self.can_evaluate, self.check = evaluates, can_evaluate, check
+        self.since = self.soonest = since
+        """Steps of the last operation, and from which on there can be another, at the earliest."""
+        self.effort = 0
+        self.problems: dict[tuple[object, ...], Problem] = {}
+        """By the place in the file and the field, so that each is there once."""
+
+    def apply(self, index: int) -> Stage:
+        """Apply operation `index`, and note what does not fit."""
+        entry = self.schedule.at(index)
+        assert entry is not None
+        self.since = self._earliest(entry)
+        self.soonest = self.since + 1
         operation = entry.operation
-        if index < position.done or entry.completed:
-            continue
         try:
             if isinstance(operation, HyperparameterOperation):
-                settings = _usable(operation.update(settings, step=settings.lr_anchor))
+                self.settings = _usable(operation.update(self.settings, step=self.settings.lr_anchor))
+                self.effort += 1
             else:
                 assert isinstance(operation, ArchitectureOperation)
-                spec = operation.morph(spec, operation_rng(seed, index)).spec
+                self.spec = operation.morph(self.spec, operation_rng(self.seed, index)).spec
+                self.effort += len(self.spec.shapes)
         except (OperationError, OverflowError) as error:
             what = str(error) if isinstance(error, OperationError) else f"goes beyond what numbers can hold ({error})"
-            problems.append(Problem(schedule.source.entry(index, operation.name, "value"), what))
-        if not entry.trigger.can_fire(evaluates):
+            self._note(index, what, "value")
+        if not entry.trigger.can_fire(self.evaluates):
             what = f"can never fire ({entry.trigger.describe()})"
             hint = (
                 "the run does not evaluate; set eval_strategy: steps and eval_steps"
-                if not evaluates
+                if not self.evaluates
                 else "no loss is < 0"
             )
-            where = schedule.source.entry(index, operation.name)
-            problems.append(Problem(where, f"{what}: {hint}, or give max_wait_iters"))
-        if entry.reevaluate and not can_evaluate:
-            where = schedule.source.entry(index, operation.name, "reevaluate")
-            problems.append(Problem(where, "there is no evaluation data; give eval_dataset, or leave it out"))
-        stages.append(_stage(index + 1, operation.name, operation.value, entry.trigger.describe(), spec, settings))
-    if problems:
-        raise ScheduleError(problems)
-    return stages
+            self._note(index, f"{what}: {hint}, or give max_wait_iters")
+        if entry.reevaluate and not self.can_evaluate:
+            self._note(index, "there is no evaluation data; give eval_dataset, or leave it out", "reevaluate")
+        described = entry.trigger.describe()
+        stage = _stage(index + 1, operation.name, operation.value, described, self.spec, self.settings)
+        try:
+            if self.check is not None:
+                self.check(stage)
+        except ScheduleError as error:
+            for number, problem in enumerate(error.problems):
+                self.problems.setdefault((*entry.place.path, "check", number), problem)
+        return stage
+
+    def repeat(self, begin: int, steps: int | None) -> list[Stage]:
+        """Play the endless part from operation `begin` on; the stages of the first round."""
+        size = len(self.schedule.cycle)
+        before, self.effort = (self.spec, self.settings), 0
+        stages = [replace(self.apply(index), repeats=True) for index in range(begin, begin + size)]
+        while not self.problems and (self.spec, self.settings) != before and self.effort < MOST_EFFORT:
+            before, begin = (self.spec, self.settings), begin + size
+            for index in range(begin, begin + size):
+                entry = self.schedule.at(index)
+                assert entry is not None
+                # What is due at the last step is not applied.
+                if steps is not None and self._earliest(entry) >= steps:
+                    return stages
+                self.apply(index)
+        return stages
+
+    def _earliest(self, entry: Entry) -> int:
+        """The first step at which the next operation can be applied."""
+        return max(self.soonest, _fires_from(entry.trigger, self.since, self.settings.eval_interval, self.evaluates))
+
+    def _note(self, index: int, what: str, *fields: str) -> None:
+        entry = self.schedule.at(index)
+        assert entry is not None
+        finished = (entry.place.round or 1) - 1
+        if index >= len(self.schedule.entries) and finished:
+            what += f"; the run may come to this round, and repeat: {finished} would end before it"
+        self.problems.setdefault((*entry.place.path, *fields), Problem(self.schedule.where(index, *fields), what))
+
+
+def _fires_from(trigger: Trigger, since: int, interval: int | None, evaluates: bool) -> int:
+    """The first optimizer step at which a trigger can fire.
+
+    Args:
+        since: step of the operation before.
+        interval: steps between evaluations, if they are made by steps.
+    """
+    match trigger:
+        case Waited(value=steps):
+            return since + steps
+        case AtStep(value=step):
+            return max(since, step)
+        case LossBelow() | Plateau():
+            return (since // interval + 1) * interval if interval else since + 1
+        case AllOf(parts=parts):
+            return max(_fires_from(part, since, interval, evaluates) for part in parts)
+        case AnyOf(parts=parts):
+            able = [part for part in parts if part.can_fire(evaluates)]
+            return min((_fires_from(part, since, interval, evaluates) for part in able), default=since)
+    return since
 
 
 def _usable(settings: Settings) -> Settings:
@@ -83,4 +188,5 @@ def _usable(settings: Settings) -> Settings:
 def _stage(
     index: int, operation: str | None, value: object, trigger: str, spec: ModelSpec, settings: Settings
 ) -> Stage:
-    return Stage(index=index, operation=operation, value=value, trigger=trigger, settings=settings, **spec.facts())
+    facts: dict[str, Any] = {**spec.facts()}
+    return Stage(index=index, operation=operation, value=value, trigger=trigger, settings=settings, **facts)

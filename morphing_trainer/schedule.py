@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from morphing_trainer.documents import load_document
-from morphing_trainer.errors import ScheduleError
+from morphing_trainer.errors import Problem, ScheduleError
 from morphing_trainer.operations import Operation
-from morphing_trainer.schedule_reader import Entry, Source, read_entries
+from morphing_trainer.schedule_entry import Entry, Source
+from morphing_trainer.schedule_reader import END, read_schedule
 from morphing_trainer.triggers import Clock
 
 
@@ -21,9 +22,14 @@ class Schedule:
     """An immutable list of entries. Where a run stands in it is kept in a `Position`.
 
     `Schedule.load(path)` reads YAML or JSON; `Schedule.of(...)` takes a path, a list of mappings or a schedule.
+
+    Attributes:
+        entries: what is done once, or a number of times, each time written out.
+        cycle: what is repeated after that for as long as the run lasts (`repeat: end`).
     """
 
     entries: tuple[Entry, ...] = ()
+    cycle: tuple[Entry, ...] = ()
     source: Source = field(default_factory=lambda: Source("schedule"), compare=False)
 
     @classmethod
@@ -35,10 +41,7 @@ class Schedule:
             DocumentError: if the file cannot be read at all.
         """
         document = load_document(path)
-        entries, source, problems = read_entries(document.data, Source(str(path), document.lines))
-        if problems := [*document.problems, *problems]:
-            raise ScheduleError(problems)
-        return cls(tuple(entries), source)
+        return cls._read(document.data, Source(str(path), document.lines), document.problems)
 
     @classmethod
     def of(cls, value: Schedule | str | os.PathLike[str] | Sequence[Any] | Mapping[str, Any] | None) -> Schedule:
@@ -53,17 +56,47 @@ class Schedule:
             return value
         if isinstance(value, str | os.PathLike):
             return cls.load(value)
-        entries, source, problems = read_entries(value, Source("schedule"))
-        if problems:
+        return cls._read(value, Source("schedule"))
+
+    @classmethod
+    def _read(cls, data: Any, source: Source, faults: Sequence[Problem] = ()) -> Schedule:
+        reading = read_schedule(data, source)
+        if problems := [*faults, *reading.problems]:
             raise ScheduleError(problems)
-        return cls(tuple(entries), source)
+        return cls(reading.entries, reading.cycle, reading.source)
 
     def __len__(self) -> int:
-        return len(self.entries)
+        """Number of operations, those of the endless part counted once."""
+        return len(self.entries) + len(self.cycle)
+
+    def at(self, index: int) -> Entry | None:
+        """Operation `index` of a run, counted from 0 and on through the endless part; None behind the last."""
+        if index < len(self.entries):
+            return self.entries[index]
+        if not self.cycle:
+            return None
+        rounds, part = divmod(index - len(self.entries), len(self.cycle))
+        entry = self.cycle[part]
+        return replace(entry, place=replace(entry.place, round=rounds + 1))
+
+    def where(self, index: int, *fields: str | int) -> str:
+        """Where field `fields` of operation `index` stands, in words."""
+        entry = self.at(index)
+        assert entry is not None
+        return self.source.entry(entry.place, entry.operation.name, *fields)
+
+    def written(self) -> Iterator[tuple[int, Entry]]:
+        """Every operation as it was written, with its index; of what repeats, the first round."""
+        for index in range(len(self)):
+            entry = self.at(index)
+            assert entry is not None
+            if entry.place.round in (None, 1):
+                yield index, entry
 
     def to_list(self) -> list[dict[str, Any]]:
         """Plain data that `of` reads back as an equal schedule."""
-        return [entry.to_dict() for entry in self.entries]
+        endless = [{"repeat": END, "operations": [entry.to_dict() for entry in self.cycle]}] if self.cycle else []
+        return [*(entry.to_dict() for entry in self.entries), *endless]
 
     @property
     def digest(self) -> str:
@@ -71,12 +104,21 @@ class Schedule:
         return hashlib.sha256(json.dumps(self.to_list(), sort_keys=True).encode()).hexdigest()
 
 
+def ahead(listed: Sequence[Mapping[str, Any]], done: int) -> list[Mapping[str, Any]]:
+    """What of a schedule, as `to_list` writes it, comes after its first `done` operations."""
+    if not listed or "repeat" not in listed[-1]:
+        return list(listed[done:])
+    entries, cycle = listed[:-1], listed[-1]["operations"]
+    turn = max(0, done - len(entries)) % len(cycle)
+    return [*entries[done:], {**listed[-1], "operations": [*cycle[turn:], *cycle[:turn]]}]
+
+
 @dataclass(frozen=True)
 class Position:
     """Where a run stands in its schedule. Plain JSON.
 
     Attributes:
-        done: entries that are behind the run, executed or marked `completed`.
+        done: operations that are behind the run, executed or marked `completed`.
         since: optimizer step of the last operation, 0 at the start.
         pending: why the entry at `done` is due, when it has been decided but not yet applied.
     """
@@ -88,12 +130,12 @@ class Position:
     def settle(self, schedule: Schedule) -> Position:
         """Step over entries marked `completed`."""
         done = self.done
-        while done < len(schedule) and schedule.entries[done].completed:
+        while (entry := schedule.at(done)) and entry.completed:  # nothing in the endless part is
             done += 1
         return replace(self, done=done)
 
     def upcoming(self, schedule: Schedule) -> Entry | None:
-        return schedule.entries[self.done] if self.done < len(schedule) else None
+        return schedule.at(self.done)
 
     def ask(self, schedule: Schedule, clock: Clock) -> str | None:
         """Why the next operation is due at this tick, or None."""
@@ -105,4 +147,4 @@ class Position:
         return Position(self.done + 1, step).settle(schedule)
 
 
-__all__ = ["Entry", "Operation", "Position", "Schedule"]
+__all__ = ["Entry", "Operation", "Position", "Schedule", "ahead"]

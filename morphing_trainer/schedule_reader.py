@@ -1,96 +1,74 @@
-"""Reading schedule entries: every problem is found, located and explained, none stops the reading."""
+"""Reading schedules: every problem is found, located and explained, none stops the reading."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Annotated, Any, TypeVar
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from morphing_trainer.errors import Problem, suggest
-from morphing_trainer.operations import NAMES, Operation
-from morphing_trainer.operations.base import Steps
-from morphing_trainer.triggers import COMPOSITE, KINDS, VALUED, AnyOf, LossBelow, Plateau, Trigger, Waited
+from morphing_trainer.operations import NAMES
+from morphing_trainer.operations.base import whole
+from morphing_trainer.schedule_entry import Entry, Path, Place, Source, Terms
+from morphing_trainer.schedule_fields import described, read_trigger, shown, validated
 
-Path = tuple[str | int, ...]
-Model = TypeVar("Model", bound=BaseModel)
+END = "end"
+"""`repeat: end` repeats to the end of the run."""
 
-
-@dataclass(frozen=True)
-class Source:
-    """Where a schedule was read from, to locate problems. `base` is the path of the list inside the document."""
-
-    name: str
-    lines: Mapping[Path, int] = field(default_factory=dict)
-    base: Path = ()
-
-    def where(self, path: Path, *labels: str) -> str:
-        line = next((self.lines[path[:end]] for end in range(len(path), 0, -1) if path[:end] in self.lines), None)
-        place = self.name if line is None else f"{self.name}:{line}"
-        return ": ".join([place, ", ".join(labels)]) if labels else place
-
-    def entry(self, index: int, operation: Any, *fields: str | int) -> str:
-        """Where field `fields` of entry `index` stands, in words."""
-        labels = [f"entry {index + 1}" + (f" ({operation})" if operation else "")]
-        if fields:
-            labels.append(".".join(str(part) for part in fields))
-        return self.where((*self.base, index, *fields), *labels)
-
-
-class Terms(BaseModel):
-    """What may stand in an entry beside the operation's own fields."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    trigger_loss: Annotated[float, Field(ge=0)] | None = None
-    max_wait_iters: Steps | None = None
-    reevaluate: bool = False
-    desc: str | None = None
-    completed: bool = False
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One operation of a schedule and when it is due.
-
-    Attributes:
-        operation: what is done.
-        trigger: when.
-        terms: the entry's other fields as they were written.
-        when: whether the trigger was written as a `when:` (else as `trigger_loss` and `max_wait_iters`).
-    """
-
-    operation: Operation
-    trigger: Trigger
-    terms: Terms
-    when: bool = False
-
-    @property
-    def reevaluate(self) -> bool:
-        return self.terms.reevaluate
-
-    @property
-    def desc(self) -> str | None:
-        return self.terms.desc
-
-    @property
-    def completed(self) -> bool:
-        return self.terms.completed
-
-    def to_dict(self) -> dict[str, Any]:
-        terms = self.terms.model_dump(exclude_defaults=True)
-        when = {"when": self.trigger.to_data()} if self.when else {}
-        return {**self.operation.to_dict(), **when, **terms}
-
+MOST_OPERATIONS = 10_000
+"""What repeats may amount to, written out; a slip of the finger must cost neither time nor memory."""
 
 _TERMS = tuple(Terms.model_fields)
 _DEFAULTS = ("trigger_loss", "max_wait_iters", "when", "reevaluate")
+_GROUP = ("repeat", "operations", "desc")
 
 
-def read_entries(data: Any, source: Source) -> tuple[list[Entry], Source, list[Problem]]:
-    """Entries of a document that is a list, or a mapping with `operations` and `defaults`. Bad entries are left out."""
+@dataclass(frozen=True)
+class Reading:
+    """What was read. Bad entries are left out.
+
+    Attributes:
+        entries: what is done a finite number of times, written out.
+        cycle: what is repeated after that to the end of the run.
+        source: where its list stands.
+        problems: all of them, in the order of the document.
+    """
+
+    entries: tuple[Entry, ...]
+    cycle: tuple[Entry, ...]
+    source: Source
+    problems: list[Problem]
+
+
+@dataclass(frozen=True)
+class _Item:
+    """One item of the list: an operation or a group.
+
+    Attributes:
+        entries: the operations in it that can be used.
+        problems: what is wrong with the others.
+        size: number of its operations.
+        repeat: how often it is done: a number, `END`, or None where it is written without.
+        where: where its `repeat` stands, in words.
+    """
+
+    entries: list[Entry]
+    problems: list[Problem]
+    size: int = 1
+    repeat: int | str | None = None
+    where: str = field(default="", repr=False)
+
+    def rounds(self, number: int) -> list[Entry]:
+        """Its operations, written out `number` times."""
+        return [
+            replace(entry, place=replace(entry.place, round=count))
+            for count in range(1, number + 1)
+            for entry in self.entries
+        ]
+
+
+def read_schedule(data: Any, source: Source) -> Reading:
+    """Read a document that is a list, or a mapping with `operations` and `defaults`."""
     problems: list[Problem] = []
     defaults: Mapping[str, Any] = {}
     if isinstance(data, Mapping):
@@ -100,7 +78,8 @@ def read_entries(data: Any, source: Source) -> tuple[list[Entry], Source, list[P
                 problems.append(Problem(source.where((key,)), f"unknown key {key!r}{hint}"))
         defaults = data.get("defaults") or {}
         if not isinstance(defaults, Mapping):
-            problems.append(Problem(source.where(("defaults",)), f"defaults must be a mapping, is {_kind(defaults)}"))
+            where = source.where(("defaults",))
+            problems.append(Problem(where, f"defaults must be a mapping, is {described(defaults)}"))
             defaults = {}
         for key in defaults:
             if key not in _DEFAULTS:
@@ -113,40 +92,125 @@ def read_entries(data: Any, source: Source) -> tuple[list[Entry], Source, list[P
     if data is None:
         data = []
     if not isinstance(data, Sequence) or isinstance(data, str | bytes):
-        what = f"a schedule is a list of operations (or a mapping with 'operations:'), this is {_kind(data)}"
-        return [], source, [*problems, Problem(source.where(source.base), what)]
+        what = f"a schedule is a list of operations (or a mapping with 'operations:'), this is {described(data)}"
+        return Reading((), (), source, [*problems, Problem(source.where(source.base), what)])
+    return _read_list(data, source, defaults, problems)
+
+
+def _read_list(data: Sequence[Any], source: Source, defaults: Mapping[str, Any], problems: list[Problem]) -> Reading:
     entries: list[Entry] = []
-    for index, item in enumerate(data):
-        entry, found = _read_entry(item, index, source, defaults)
+    cycle: tuple[Entry, ...] = ()
+    total = 0
+    for index, data_item in enumerate(data):
+        item = _read_item(data_item, index, source, defaults)
+        problems += item.problems
+        if item.repeat == END:
+            cycle = tuple(item.entries)
+            if index < len(data) - 1:
+                what = f"must be the last item of the list: entry {index + 2} could never be reached"
+                problems.append(Problem(item.where, f"{what}; give a number of times, or move it to the end"))
+            continue
+        number = 1 if item.repeat is None else int(item.repeat)
+        if item.repeat is not None and total + number * item.size > MOST_OPERATIONS:
+            what = f"makes more than {MOST_OPERATIONS:,} operations in all, written out"
+            problems.append(Problem(item.where, f"{what}; repeat less often, or to the end"))
+            continue
+        total += number * item.size
+        entries += item.entries if item.repeat is None else item.rounds(number)
+    return Reading(tuple(entries), cycle, source, problems)
+
+
+def _read_item(item: Any, index: int, source: Source, defaults: Mapping[str, Any]) -> _Item:
+    place = Place(index)
+    if not isinstance(item, Mapping) or not ("repeat" in item or "operations" in item):
+        entry, problems = _read_entry(item, place, source, defaults)
+        return _Item([entry] if entry else [], problems)
+    if "operations" in item or "name" not in item:
+        name, size = None, len(item["operations"]) if isinstance(item.get("operations"), Sequence) else 0
+        entries, problems = _read_group(item, place, source, defaults)
+    else:
+        name, size = item["name"] if item["name"] in tuple(NAMES) else None, 1
+        alone = {key: value for key, value in item.items() if key != "repeat"}
+        entry, problems = _read_entry(alone, place, source, defaults, repeats=True)
+        entries = [entry] if entry else []
+    where = source.entry(place, name, "repeat")
+    repeat, what = _read_repeat(item)
+    return _Item(entries, [*problems, *([Problem(where, what)] if what else [])], size, repeat, where)
+
+
+def _read_repeat(item: Mapping[Any, Any]) -> tuple[int | str | None, str]:
+    """How often an item repeats, and what is wrong with that."""
+    if "repeat" not in item:
+        return None, "is missing; write how many times, or end"
+    value = whole(item["repeat"])
+    if isinstance(value, str) and value == END:
+        return END, ""
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+        return value, ""
+    return None, f"must be a whole number from 1, or the word {END}, is {shown(value)}"
+
+
+def _read_group(
+    item: Mapping[Any, Any], place: Place, source: Source, defaults: Mapping[str, Any]
+) -> tuple[list[Entry], list[Problem]]:
+    """The operations of a group, once."""
+    problems = [
+        Problem(source.entry(place, None, key), f"unknown key {key!r}{suggest(str(key), _GROUP)}")
+        for key in item
+        if key not in _GROUP
+    ]
+    desc, members = item.get("desc"), item.get("operations")
+    if desc is not None and not isinstance(desc, str):
+        problems.append(Problem(source.entry(place, None, "desc"), f"must be a valid string, is {shown(desc)}"))
+    elif desc is not None:
+        defaults = {**defaults, "desc": desc}  # of the members that have none of their own
+    what = ""
+    if "operations" not in item:
+        what = "is missing; list the operations that repeat, or give the 'name' of a single one"
+    elif not isinstance(members, Sequence) or isinstance(members, str | bytes):
+        what = f"must be a list of operations, is {described(members)}"
+    elif not members:
+        what = "must have at least 1 item, has 0"
+    if what:
+        return [], [*problems, Problem(source.entry(place, None, "operations"), what)]
+    entries: list[Entry] = []
+    for part, member in enumerate(members or ()):
+        inside = replace(place, part=part)
+        if isinstance(member, Mapping) and ("repeat" in member or "operations" in member):
+            key = "repeat" if "repeat" in member else "operations"
+            what = "a group cannot stand inside another; write out the inner one"
+            problems.append(Problem(source.entry(inside, None, key), what))
+            continue
+        entry, found = _read_entry(member, inside, source, defaults, repeats=True)
         problems += found
         if entry:
             entries.append(entry)
-    return entries, source, problems
+    return entries, problems
 
 
 def _read_entry(
-    item: Any, index: int, source: Source, defaults: Mapping[str, Any]
+    item: Any, place: Place, source: Source, defaults: Mapping[str, Any], *, repeats: bool = False
 ) -> tuple[Entry | None, list[Problem]]:
     if not isinstance(item, Mapping):
-        what = f"must be a mapping with 'name' and 'value', is {_kind(item)}"
-        return None, [Problem(source.entry(index, None), what)]
+        what = f"must be a mapping with 'name' and 'value', is {described(item)}"
+        return None, [Problem(source.entry(place, None), what)]
     name = item.get("name")
     if not isinstance(name, str) or name not in NAMES:
         if name is None:
             what = f"has no 'name'{suggest('', NAMES)}"
         else:
             what = f"unknown operation {name!r}{suggest(str(name), NAMES)}"
-        return None, [Problem(source.entry(index, None, "name"), what)]
+        return None, [Problem(source.entry(place, None, "name"), what)]
 
     def located(path: Path, what: str) -> Problem:
-        return Problem(source.entry(index, name, *path), what)
+        return Problem(source.entry(place, name, *path), what)
 
     kind = NAMES[name]
     options = set(kind.model_fields)
-    valid = [*options, *_TERMS, "when"]
+    valid = [*options, *_TERMS, "when", *(["repeat"] if place.part is None else [])]
     problems = [located((key,), f"unknown key {key!r}{suggest(str(key), valid)}") for key in item if key not in valid]
     fields = {key: item[key] for key in item if key in options} | {"name": kind.model_fields["name"].default}
-    operation, found = _validated(kind, fields)
+    operation, found = validated(kind, fields)
     problems += [located(path, what) for path, what in found]
     written = {key: item[key] for key in item if key in _TERMS}
     plain = {key: value for key, value in defaults.items() if key in _TERMS}
@@ -154,110 +218,14 @@ def _read_entry(
         plain = {key: value for key, value in plain.items() if key not in ("trigger_loss", "max_wait_iters")}
     elif {"trigger_loss", "max_wait_iters"} & set(written):
         defaults = {key: value for key, value in defaults.items() if key != "when"}
-    terms, found = _validated(Terms, plain | written)
+    terms, found = validated(Terms, plain | written)
     problems += [located(path, what) for path, what in found]
+    if repeats and item.get("completed") is True:
+        what = "what repeats cannot be completed as a whole; write out the rounds that are done"
+        problems.append(located(("completed",), what))
     when = item.get("when", defaults.get("when"))
-    trigger, found = _read_trigger(when, terms, has_when="when" in item or "when" in defaults)
+    trigger, found = read_trigger(when, terms, has_when="when" in item or "when" in defaults)
     problems += [located(path, what) for path, what in found]
     if problems or operation is None or terms is None or trigger is None:
         return None, problems
-    return Entry(operation, trigger, terms, when=when is not None), []
-
-
-def _read_trigger(when: Any, terms: Terms | None, has_when: bool) -> tuple[Trigger | None, list[tuple[Path, str]]]:
-    if terms is None:
-        return None, []
-    plain: list[Trigger] = []
-    if terms.trigger_loss is not None:
-        plain.append(LossBelow(value=terms.trigger_loss))
-    if terms.max_wait_iters is not None:
-        plain.append(Waited(value=terms.max_wait_iters))
-    if has_when:
-        if plain:
-            return None, [(("when",), "stands beside trigger_loss or max_wait_iters; give one or the other")]
-        return _read_when(when, ("when",))
-    if not plain:
-        return None, [((), "has no trigger; give trigger_loss or max_wait_iters or both, or when: {...}")]
-    return AnyOf(parts=tuple(plain)) if len(plain) > 1 else plain[0], []
-
-
-def _read_when(data: Any, path: Path) -> tuple[Trigger | None, list[tuple[Path, str]]]:
-    """A trigger from `{kind: value}`, nested under `all` and `any`."""
-    if not isinstance(data, Mapping) or len(data) != 1:
-        what = "a mapping with several keys; join them with 'all: [...]' or 'any: [...]'"
-        is_wide = isinstance(data, Mapping) and len(data) > 1
-        return None, [(path, f"must be one condition such as {{at_step: 500}}, is {what if is_wide else _kind(data)}")]
-    ((kind, value),) = data.items()
-    path = (*path, kind)
-    if kind in COMPOSITE:
-        if not isinstance(value, Sequence) or isinstance(value, str) or not value:
-            return None, [(path, f"must be a list of conditions, is {_kind(value)}")]
-        parts = [_read_when(part, (*path, index)) for index, part in enumerate(value)]
-        problems = [problem for _, found in parts for problem in found]
-        triggers = tuple(trigger for trigger, _ in parts if trigger)
-        return (None, problems) if problems else (COMPOSITE[kind](parts=triggers), [])
-    trigger: Trigger | None
-    if kind == Plateau.kind:
-        if not isinstance(value, Mapping):
-            return None, [(path, f"must be a mapping such as {{window: 5, slope: 0.05}}, is {_kind(value)}")]
-        trigger, problems = _validated(Plateau, dict(value))
-    elif kind in VALUED:
-        trigger, problems = _validated(VALUED[kind], {"value": value})
-        problems = [((), what) for _, what in problems]
-    else:
-        return None, [(path, f"unknown condition {kind!r}{suggest(str(kind), KINDS)}")]
-    return trigger, [((*path, *inner), what) for inner, what in problems]
-
-
-def _validated(kind: type[Model], fields: Mapping[str, Any]) -> tuple[Model | None, list[tuple[Path, str]]]:
-    try:
-        return kind.model_validate(fields), []
-    except ValidationError as error:
-        return None, list(_explained(error, kind))
-
-
-def _explained(error: ValidationError, kind: type[BaseModel]) -> Iterator[tuple[Path, str]]:
-    """One (path, what) per field: a union reports every alternative, which belong in one sentence."""
-    grouped: dict[Path, list[str]] = {}
-    mistyped: dict[Path, list[str]] = {}
-    for detail in error.errors():
-        loc = detail["loc"]
-        # Behind the field, pydantic names alternatives of a union; only list indices are part of the path.
-        path = (loc[0], *(part for part in loc[1:] if isinstance(part, int)))
-        match detail["type"]:
-            case "missing":
-                what = "is missing"
-            case "extra_forbidden":
-                what = f"unknown key {loc[0]!r}{suggest(str(loc[0]), kind.model_fields)}"
-            case "value_error":
-                what = str(detail["ctx"]["error"])
-            case "too_short":
-                context = detail["ctx"]
-                what = f"must have at least {context['min_length']} items, has {context['actual_length']}"
-            case "invalid_key":
-                what = "a key must be text"
-            case "literal_error" if detail["ctx"]["expected"] == "None":
-                what = f"must be null, is {_shown(detail['input'])}"
-            case other:
-                what = f"must be {detail['msg'].removeprefix('Input should be ')}, is {_shown(detail['input'])}"
-                if other.endswith("_type"):
-                    mistyped.setdefault(path, []).append(what)
-        if what not in grouped.setdefault(path, []):
-            grouped[path].append(what)
-    for path, whats in grouped.items():
-        # An alternative of the right type tells more than one of another type.
-        closer = [what for what in whats if what not in mistyped.get(path, [])]
-        covering = any(path != other and path == other[: len(path)] for other in grouped)
-        if not covering:
-            yield path, " or ".join(closer or whats)
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _kind(value: Any) -> str:
-    return "empty" if value is None else f"{_shown(value)} ({type(value).__name__})"
+    return Entry(operation, trigger, terms, when=when is not None, place=place), []

@@ -36,7 +36,7 @@ def spec_for(path: Path) -> ModelSpec:
 def test_a_schedule_loads_and_plays(path: Path) -> None:
     schedule = Schedule.load(path)
     stages = play(schedule, spec_for(path), SETTINGS)
-    assert len(stages) == 1 + sum(not entry.completed for entry in schedule.entries)
+    assert len(stages) == 1 + sum(not entry.completed for entry in (*schedule.entries, *schedule.cycle))
     assert Schedule.of(schedule.to_list()) == schedule
     if path.suffix == ".yaml":
         assert path.read_text().startswith("# ")

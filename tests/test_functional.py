@@ -45,8 +45,9 @@ def test_the_tuple_and_its_record() -> None:
     record = made.record
     assert (record.operation, record.value, record.preserving, record.note) == ("stack_layers", 2.0, False, "")
     assert (record.index, record.step, record.tokens, record.trigger) == (0, 0, 0, "called")
-    assert record.before == {"layers": 2, "hidden": 16, "mlp": 64, "parameters": 7360, "trainable": 7360}
-    assert record.after == {"layers": 4, "hidden": 16, "mlp": 64, "parameters": 13920, "trainable": 13920}
+    shape = {"hidden": 16, "mlp": 64, "lora_rank": 0, "lora_modules": 0}
+    assert record.before == {**shape, "layers": 2, "parameters": 7360, "trainable": 7360}
+    assert record.after == {**shape, "layers": 4, "parameters": 13920, "trainable": 13920}
     assert record.moments == {"carried": 13920, "scaled": 0, "newborn": 0, "dropped": 0}
     assert 0 < record.seconds < 60
     frozen = morph(model, {"name": "freeze_layer", "value": "wte"}, optimizer).record
@@ -102,6 +103,13 @@ def test_bad_operations(written: dict[str, Any], match: str) -> None:
     assert "schedule:" not in str(caught.value)
     assert "entry" not in str(caught.value)
     assert "max_wait_iters" not in str(caught.value)
+
+
+def test_repeating_belongs_in_a_schedule() -> None:
+    operation = {"name": "stack_layers", "value": 2}
+    for repeated in ({**operation, "repeat": "end"}, {"repeat": 2, "operations": [operation]}):
+        with pytest.raises(OperationError, match="repeat belongs in a schedule"):
+            morph(tiny_model(), repeated)
 
 
 def test_an_optimizer_of_another_model_is_refused() -> None:

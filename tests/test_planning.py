@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from morphing_trainer.errors import ScheduleError
+from morphing_trainer.errors import Problem, ScheduleError
 from morphing_trainer.functional import morph
 from morphing_trainer.lineage import ModelSpec
 from morphing_trainer.operations import ArchitectureOperation
-from morphing_trainer.planning import operation_rng, play
+from morphing_trainer.planning import MOST_EFFORT, operation_rng, play
 from morphing_trainer.reporting.records import Stage
 from morphing_trainer.schedule import Position, Schedule
 from morphing_trainer.settings import Settings
@@ -251,3 +251,173 @@ def test_nothing_to_evaluate_again() -> None:
     assert len(play(schedule, spec, settings)) == 2
     with pytest.raises(ScheduleError, match=r"entry 1 \(stack_layers\), reevaluate: there is no evaluation data"):
         play(schedule, spec, settings, can_evaluate=False)
+
+
+# --- Repeats ---
+
+
+def group(repeat: Any, *entries: dict[str, Any]) -> dict[str, Any]:
+    return {"repeat": repeat, "operations": list(entries)}
+
+
+def test_a_finite_repeat_is_played_like_what_is_written_out() -> None:
+    operations = [entry("stack_layers", 1.5), entry("change_lr", 0.5)]
+    written = plan(*operations * 3, layers=8)
+    assert plan(group(3, *operations), layers=8) == written
+    assert [stage.layers for stage in written] == [8, 12, 12, 18, 18, 27, 27]
+    assert not any(stage.repeats for stage in written)
+
+
+def test_a_problem_names_item_operation_and_round_and_is_there_once(tmp_path: Path) -> None:
+    path = tmp_path / "s.yaml"
+    path.write_text(
+        "- {name: change_lr, value: 2, max_wait_iters: 1, repeat: 2}\n"
+        "- repeat: 9\n"
+        "  operations:\n"
+        "  - {name: change_lr, value: 2, trigger_loss: 0}\n"
+        "  - name: stack_layers\n"
+        "    value: 1.5\n"
+        "    max_wait_iters: 3\n"
+    )
+    with pytest.raises(ScheduleError) as caught:
+        play(Schedule.load(path), ModelSpec(tiny_config(n_layer=4)), SETTINGS)
+    assert [problem.where for problem in caught.value.problems] == [
+        f"{path}:4: entry 2, operation 1 (change_lr), round 1",
+        f"{path}:6: entry 2, operation 2 (stack_layers), round 3, value",
+    ]
+    assert "9 layers times 1.5 is 13.5, not a whole number" in caught.value.problems[1].what
+
+
+class Rounds:
+    """Counts the operations that a dry run plays."""
+
+    def __init__(self) -> None:
+        self.played: list[int] = []
+
+    def __call__(self, stage: Stage) -> None:
+        self.played.append(stage.index)
+
+
+def test_the_endless_part_is_played_until_a_round_changes_nothing() -> None:
+    rounds = Rounds()
+    operations = [entry("set_lr", 0.1), entry("freeze_layer", "wpe"), entry("reset_lr_schedule", None)]
+    stages = plan(entry("stack_layers", 2), group("end", *operations), check=rounds)
+    assert [(stage.index, stage.operation, stage.repeats) for stage in stages] == [
+        (0, None, False),
+        (1, "stack_layers", False),
+        (2, "set_lr", True),
+        (3, "freeze_layer", True),
+        (4, "reset_lr_schedule", True),
+    ]
+    assert rounds.played == [1, *range(2, 8)]  # the second round leaves everything as the first did
+
+
+def test_the_endless_part_is_played_as_far_as_the_run_may_come() -> None:
+    rounds = Rounds()
+    halved = entry("change_lr", 0.5, max_wait_iters=100)
+    stages = plan(halved, group("end", halved, entry("set_warmup_iters", 5, max_wait_iters=0)), check=rounds, steps=504)
+    assert len(stages) == 4
+    assert [stage.settings.learning_rate for stage in stages] == [1e-3, 5e-4, 2.5e-4, 2.5e-4]
+    # At 100; 200, 201; 301, 302; 402, 403; 503, and what would be due at the last step, 504, is not applied.
+    assert rounds.played == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+@pytest.mark.parametrize(
+    ("trigger", "last"),
+    [
+        ({"max_wait_iters": 10}, 9),
+        ({"trigger_loss": 0, "max_wait_iters": 10}, 9),
+        ({"trigger_loss": 3, "max_wait_iters": 10}, 9),  # evaluations are further apart
+        ({"trigger_loss": 3}, 1),  # after 50 steps; 100 is the last
+        ({"when": {"plateau": {"window": 3}}}, 1),
+        ({"when": {"at_tokens": 5}}, 100),
+        ({"when": {"at_step": 90}}, 10),
+        ({"when": {"all": [{"waited": 1}, {"any": [{"loss_below": 0}, {"waited": 30}]}]}}, 3),
+        ({"when": {"any": [{"at_step": 99}, {"waited": 60}]}}, 2),
+    ],
+)
+def test_how_often_a_trigger_may_fire_within_the_run(trigger: dict[str, Any], last: int) -> None:
+    rounds = Rounds()
+    line = entry("change_lr", 1.01, **({"max_wait_iters": None} | trigger if "when" not in trigger else trigger))
+    plan({**line, "repeat": "end"}, check=rounds, steps=100)
+    assert rounds.played == [*range(1, last + 1)]
+
+
+def test_without_evaluations_by_steps_a_loss_may_fire_at_every_step() -> None:
+    rounds = Rounds()
+    settings = Settings(1e-3, 8, 1, 0, None, eval_interval=None)
+    line = entry("change_lr", 1.01, max_wait_iters=None, trigger_loss=3)
+    plan({**line, "repeat": "end"}, check=rounds, steps=20, settings=settings)
+    assert rounds.played == [*range(1, 20)]  # at steps 1 to 19
+
+
+def test_an_endless_growth_beyond_the_limit_is_a_problem_if_the_run_comes_to_it(tmp_path: Path) -> None:
+    path = tmp_path / "s.yaml"
+    path.write_text(
+        "- {name: change_lr, value: 2, max_wait_iters: 10}\n"
+        "- repeat: end\n"
+        "  operations:\n"
+        "  - {name: set_lr, value: 2, max_wait_iters: 9}\n"
+        "  - name: stack_layers\n"
+        "    value: 80\n"
+        "    max_wait_iters: 0\n"
+    )
+    schedule, spec = Schedule.load(path), ModelSpec(tiny_config())
+    with pytest.raises(ScheduleError) as caught:
+        play(schedule, spec, SETTINGS, steps=1000)
+    (problem,) = caught.value.problems
+    assert problem.where == f"{path}:6: entry 2, operation 2 (stack_layers), round 2, value"
+    assert problem.what == (
+        "12800 layers are more than can be meant; the limit is 10000; the run may come to this round, and repeat: 1 "
+        "would end before it"
+    )
+    # The second round ends at step 30: 10; 19, 20; 29, 30.
+    with pytest.raises(ScheduleError):
+        play(schedule, spec, SETTINGS, steps=31)
+    assert [stage.layers for stage in play(schedule, spec, SETTINGS, steps=30)] == [2, 2, 2, 160]
+
+
+def test_the_first_round_is_judged_even_if_the_run_ends_before() -> None:
+    (found,) = problems(group("end", entry("stack_layers", 1.3, max_wait_iters=50)), steps=10)
+    assert found.startswith("entry 1, operation 1 (stack_layers), round 1, value: 2 layers times 1.3")
+    assert "repeat:" not in found
+    (found,) = problems(group("end", entry("change_lr", 2, max_wait_iters=None, trigger_loss=3)), evaluates=False)
+    assert "can never fire" in found
+
+
+def test_playing_an_endless_part_ends() -> None:
+    rounds = Rounds()
+    plan(group("end", entry("change_lr", 0.999), entry("change_lr", 1.0005)), check=rounds)
+    assert len(rounds.played) == MOST_EFFORT
+    rounds = Rounds()
+    plan({**entry("stack_layers", [0, 1, 1]), "repeat": "end"}, layers=2, check=rounds, steps=1)
+    assert rounds.played == [1]
+    morphs = Rounds()
+    lines = [entry("freeze_layer", "wpe"), entry("unfreeze_layer", "wpe"), entry("change_lr", 0.999)]
+    plan(group("end", *lines), check=morphs)
+    effort = 2 * len(tiny_model().state_dict()) + 1  # with the tied head, one tensor more than parameters
+    assert MOST_EFFORT / effort < len(morphs.played) / 3 < MOST_EFFORT / effort * 1.1
+
+
+def test_an_endless_part_from_its_middle() -> None:
+    """A resumed run may stand anywhere in it; the plan shows the next round, beginning there."""
+    lines = [entry("change_lr", 0.5), group("end", entry("set_lr", 0.1), entry("stack_layers", 2))]
+    stages = plan(*lines, position=Position(8, since=70), steps=73)
+    assert [(stage.index, stage.operation) for stage in stages] == [(8, None), (9, "stack_layers"), (10, "set_lr")]
+    assert [stage.repeats for stage in stages] == [False, True, True]
+
+
+def test_a_check_of_the_caller_sees_every_round() -> None:
+    schedule = Schedule.of([group("end", entry("change_batch_size", 2), entry("change_lr", 0.5))])
+
+    def small(stage: Stage) -> None:
+        if stage.settings.batch_size > 64:
+            raise ScheduleError([Problem(schedule.where(stage.index - 1), "too large")])
+
+    with pytest.raises(ScheduleError) as caught:
+        play(schedule, ModelSpec(tiny_config()), SETTINGS, check=small)
+    assert [str(problem) for problem in caught.value.problems] == [
+        "schedule: entry 1, operation 1 (change_batch_size), round 4: too large",
+        "schedule: entry 1, operation 2 (change_lr), round 4: too large",
+    ]
+    assert len(play(schedule, ModelSpec(tiny_config()), SETTINGS, check=small, steps=35)) == 3

@@ -4,6 +4,7 @@ import copy
 import json
 import math
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from hypothesis import strategies as st
 from morphing_trainer.documents import DocumentError, dump_yaml
 from morphing_trainer.errors import ScheduleError
 from morphing_trainer.operations import NAMES
-from morphing_trainer.schedule import Position, Schedule
+from morphing_trainer.schedule import Position, Schedule, ahead
+from morphing_trainer.schedule_reader import MOST_OPERATIONS
 from morphing_trainer.triggers import AllOf, AnyOf, AtStep, AtTokens, Clock, LossBelow, Plateau, Waited
 
 PLAIN_YAML = """\
@@ -348,6 +350,211 @@ def test_no_content_of_a_file_is_executed(tmp_path: Path, payload: str) -> None:
     assert not mark.exists()
 
 
+# --- Repeats ---
+
+LR = {"name": "change_lr", "value": 2.0, "max_wait_iters": 1}
+RESET = {"name": "reset_lr_schedule", "value": None, "max_wait_iters": 5}
+REPEATS_YAML = """\
+- name: change_lr
+  value: 0.9
+  max_wait_iters: 500
+  repeat: 2
+- repeat: 1e1
+  desc: a group
+  operations:
+    - {name: stack_layers, value: 2, max_wait_iters: 7, desc: its own}
+    - {name: change_lr, value: 0.5, trigger_loss: 3}
+- repeat: end
+  operations:
+    - {name: reset_lr_schedule, value: null, max_wait_iters: 500}
+    - {name: reset_optimizer_state, value: null, max_wait_iters: 0}
+"""
+
+
+def test_repeats_are_read_as_if_they_were_written_out(tmp_path: Path) -> None:
+    schedule = Schedule.load(write(tmp_path, REPEATS_YAML))
+    first = {"name": "change_lr", "value": 0.9, "max_wait_iters": 500}
+    group = [
+        {"name": "stack_layers", "value": 2, "max_wait_iters": 7, "desc": "its own"},
+        {"name": "change_lr", "value": 0.5, "trigger_loss": 3, "desc": "a group"},
+    ]
+    endless = [
+        {"name": "reset_lr_schedule", "value": None, "max_wait_iters": 500},
+        {"name": "reset_optimizer_state", "value": None, "max_wait_iters": 0},
+    ]
+    assert schedule.entries == Schedule.of([first] * 2 + group * 10).entries
+    assert schedule.cycle == Schedule.of(endless).entries
+    assert len(schedule) == 2 + 20 + 2
+    ahead = [schedule.at(index) for index in range(22, 29)]
+    assert [entry.operation.name for entry in ahead if entry] == (["reset_lr_schedule", "reset_optimizer_state"] * 4)[
+        :7
+    ]
+    assert Schedule.of([{**first, "repeat": 1}]) == Schedule.of([first])
+    assert Schedule.of([first]).at(1) is None
+    assert Schedule.of([{**first, "repeat": "end"}]) == Schedule.of([{"repeat": "end", "operations": [first]}])
+
+
+def test_every_operation_knows_its_item_its_place_in_the_group_and_its_round(tmp_path: Path) -> None:
+    schedule = Schedule.load(write(tmp_path, REPEATS_YAML))
+    where = [schedule.where(index).split("s.yaml:")[1] for index in (0, 1, 2, 5, 22, 23, 27)]
+    assert where == [
+        "1: entry 1 (change_lr), round 1",
+        "1: entry 1 (change_lr), round 2",
+        "8: entry 2, operation 1 (stack_layers), round 1",
+        "9: entry 2, operation 2 (change_lr), round 2",
+        "12: entry 3, operation 1 (reset_lr_schedule), round 1",
+        "13: entry 3, operation 2 (reset_optimizer_state), round 1",
+        "13: entry 3, operation 2 (reset_optimizer_state), round 3",
+    ]
+    assert schedule.where(2, "value").endswith("s.yaml:8: entry 2, operation 1 (stack_layers), round 1, value")
+    assert [index for index, _ in schedule.written()] == [0, 2, 3, 22, 23]
+
+
+def test_defaults_apply_inside_groups() -> None:
+    operations = [
+        {"repeat": 2, "operations": [{"name": "change_lr", "value": 2}, {**LR, "reevaluate": False}]},
+        {"name": "change_lr", "value": 2, "repeat": "end"},
+    ]
+    schedule = Schedule.of({"defaults": {"max_wait_iters": 9, "reevaluate": True}, "operations": operations})
+    assert [entry.trigger for entry in schedule.entries] == [Waited(value=9), Waited(value=1)] * 2
+    assert [entry.reevaluate for entry in schedule.entries] == [True, False] * 2
+    assert (schedule.cycle[0].trigger, schedule.cycle[0].reevaluate) == (Waited(value=9), True)
+
+
+def test_a_position_goes_on_through_the_endless_part() -> None:
+    schedule = Schedule.of([{**LR, "completed": True}, LR, {"repeat": "end", "operations": [RESET, LR]}])
+    position = Position().settle(schedule)
+    assert position.done == 1
+    names = []
+    for step in range(7):
+        entry = position.upcoming(schedule)
+        assert entry is not None
+        names.append(entry.operation.name)
+        position = position.applied(schedule, step)
+        assert position.done == 2 + step
+    assert names == ["change_lr", *["reset_lr_schedule", "change_lr"] * 3]
+    assert position.ask(schedule, replace(TICK, waited=4)) is None
+    assert position.ask(schedule, replace(TICK, waited=5)) == "waited 5 steps"
+
+
+def test_every_problem_of_a_repeat_is_reported_once(tmp_path: Path) -> None:
+    text = """\
+- name: change_lr
+  value: 2
+  max_wait_iters: 1
+  repeat: 0
+- repeat: 5
+  operations:
+    - name: change_lrr
+    - {name: change_lr, value: 2, max_wait_iters: -1}
+    - {name: change_lr, value: 2, max_wait_iters: 1,
+       completed: true}
+    - {name: change_lr, value: 2, max_wait_iters: 1,
+       repeat: 2}
+    - repeat: 2
+      operations: []
+    - 7
+  dsc: x
+- repeat: end
+  operations: []
+- operations: 5
+  repeat: forever
+  desc: 3
+- repeat: 3
+- name: change_lr
+  value: 2
+  repeet: 3
+  max_wait_iters: 1
+- operations: [{name: change_lr, value: x, max_wait_iters: 1}]
+  name: change_lr
+- {name: change_lr, value: 2, max_wait_iters: 1, repeat: 4, completed: true}
+"""
+    assert lines(tmp_path, text) == [
+        "s.yaml:4: entry 1 (change_lr), repeat: must be a whole number from 1, or the word end, is 0",
+        "s.yaml:16: entry 2, dsc: unknown key 'dsc'; did you mean 'desc'?",
+        "s.yaml:7: entry 2, operation 1, name: unknown operation 'change_lrr'; did you mean 'change_lr'?",
+        "s.yaml:8: entry 2, operation 2 (change_lr), max_wait_iters: must be greater than or equal to 0, is -1",
+        "s.yaml:10: entry 2, operation 3 (change_lr), completed: what repeats cannot be completed as a whole; write "
+        "out the rounds that are done",
+        "s.yaml:12: entry 2, operation 4, repeat: a group cannot stand inside another; write out the inner one",
+        "s.yaml:13: entry 2, operation 5, repeat: a group cannot stand inside another; write out the inner one",
+        "s.yaml:15: entry 2, operation 6: must be a mapping with 'name' and 'value', is 7 (int)",
+        "s.yaml:18: entry 3, operations: must have at least 1 item, has 0",
+        "s.yaml:17: entry 3, repeat: must be the last item of the list: entry 4 could never be reached; give a number "
+        "of times, or move it to the end",
+        "s.yaml:21: entry 4, desc: must be a valid string, is 3",
+        "s.yaml:19: entry 4, operations: must be a list of operations, is 5 (int)",
+        "s.yaml:20: entry 4, repeat: must be a whole number from 1, or the word end, is 'forever'",
+        "s.yaml:22: entry 5, operations: is missing; list the operations that repeat, or give the 'name' of a single "
+        "one",
+        "s.yaml:25: entry 6 (change_lr), repeet: unknown key 'repeet'; did you mean 'repeat'?",
+        "s.yaml:28: entry 7, name: unknown key 'name'; valid are desc, operations, repeat",
+        "s.yaml:27: entry 7, operation 1 (change_lr), value: must be a valid number, is 'x'",
+        "s.yaml:27: entry 7, repeat: is missing; write how many times, or end",
+        "s.yaml:29: entry 8 (change_lr), completed: what repeats cannot be completed as a whole; write out the rounds "
+        "that are done",
+    ]
+
+
+@pytest.mark.parametrize("repeat", [0, -1, 1.5, True, None, "end ", "End", "3", [2], math.inf, math.nan])
+def test_how_often_is_a_number_or_end(repeat: Any) -> None:
+    for item in ({**LR, "repeat": repeat}, {"repeat": repeat, "operations": [LR]}):
+        with pytest.raises(ScheduleError, match="repeat: must be a whole number from 1, or the word end"):
+            Schedule.of([item])
+
+
+def test_repeats_are_limited_and_cost_nothing_beyond() -> None:
+    half = MOST_OPERATIONS // 2
+    assert len(Schedule.of([{"repeat": half, "operations": [LR, RESET]}])) == MOST_OPERATIONS
+    for repeat in (half + 1, 10**9, 10**5000):
+        items = [LR, {"repeat": repeat, "operations": [LR, RESET]}, {**LR, "repeat": repeat * 2}, {**LR, "value": 0}]
+        with pytest.raises(ScheduleError) as caught:
+            Schedule.of(items)
+        assert [str(problem).split(":")[1:] for problem in caught.value.problems] == [
+            [
+                " entry 2, repeat",
+                " makes more than 10,000 operations in all, written out; repeat less often, or to the end",
+            ],
+            [
+                " entry 3 (change_lr), repeat",
+                " makes more than 10,000 operations in all, written out; repeat less often, or to the end",
+            ],
+            [" entry 4 (change_lr), value", " must be a positive, finite number, is 0.0"],
+        ]
+    Schedule.of([{"repeat": half, "operations": [LR, RESET]}, {"repeat": "end", "operations": [LR]}])
+    for items in ([{**LR, "repeat": half}, {**LR, "repeat": half + 1}], [LR, {**LR, "repeat": MOST_OPERATIONS}]):
+        with pytest.raises(ScheduleError, match=r"entry 2 \(change_lr\), repeat: makes more than 10,000 operations"):
+            Schedule.of(items)
+
+
+def test_repeats_survive_the_round_trip(tmp_path: Path) -> None:
+    schedule = Schedule.load(write(tmp_path, REPEATS_YAML))
+    listed = schedule.to_list()
+    assert listed[-1]["repeat"] == "end"
+    assert len(listed) == 23
+    for again in (Schedule.of(listed), Schedule.of(json.loads(json.dumps(listed)))):
+        assert again == schedule
+        assert again.digest == schedule.digest
+    assert Schedule.load(write(tmp_path, dump_yaml(listed), "again.yaml")) == schedule
+    once = Schedule.of([*listed[:-1], *listed[-1]["operations"]])
+    assert once != schedule
+    assert once.digest != schedule.digest
+    other = [*listed[:-1], {**listed[-1], "operations": listed[-1]["operations"][::-1]}]
+    assert Schedule.of(other).digest != schedule.digest
+
+
+def test_what_is_ahead() -> None:
+    group = {"repeat": "end", "operations": ["c", "d", "e"]}
+    turned = [{"repeat": "end", "operations": list(names)} for names in ("cde", "dec", "ecd")]
+    listed: list[Any] = ["a", "b", group]
+    assert ahead(listed, 0) == listed
+    assert ahead(listed, 1) == ["b", group]
+    for done in range(2, 9):
+        assert ahead(listed, done) == [turned[(done - 2) % 3]]
+    assert ahead(["a", "b"], 1) == ["b"]  # type: ignore[list-item]
+    assert ahead(["a"], 5) == ahead([], 0) == []  # type: ignore[list-item]
+
+
 # --- Round trip ---
 
 
@@ -381,6 +588,10 @@ _VALUES: dict[str, Any] = {
     "reset_optimizer_state": ["wte", "h.*"],
     "freeze_layer": "attn.0-1",
     "unfreeze_layer": ["mlp.*"],
+    "set_attn_lora_rank": 4,
+    "set_embedding_lora_rank": 0,
+    "set_layer_lora_rank": ["attn.1", 4],
+    "merge_lora_weights": None,
 }
 _simple = st.one_of(
     st.fixed_dictionaries({"loss_below": st.floats(0, 10) | st.just(math.inf)}),
@@ -409,11 +620,25 @@ _entry = st.fixed_dictionaries({"name": st.sampled_from(sorted(NAMES))}).flatmap
 )
 
 
-@given(st.lists(_entry, max_size=4))
+_open = _entry.map(lambda entry: {key: value for key, value in entry.items() if key != "completed"})
+_group = st.fixed_dictionaries(
+    {"repeat": st.integers(1, 3), "operations": st.lists(_open, min_size=1, max_size=3)}, optional={"desc": st.text()}
+)
+_item = st.one_of(_entry, _open.map(lambda entry: {**entry, "repeat": 2}), _group)
+_endless = st.one_of(_open, _group).map(lambda item: {**item, "repeat": "end"})
+_schedule = st.tuples(st.lists(_item, max_size=4), st.lists(_endless, max_size=1)).map(
+    lambda parts: parts[0] + parts[1]
+)
+
+
+@given(_schedule)
 @settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 def test_any_valid_schedule_survives_the_round_trip(data: list[dict[str, Any]]) -> None:
     schedule = Schedule.of(data)
-    assert len(schedule) == len(data)
+    times = [1 if item.get("repeat") in (None, "end") else item["repeat"] for item in data]
+    assert len(schedule) == sum(
+        time * len(item.get("operations", [item])) for time, item in zip(times, data, strict=True)
+    )
     again = Schedule.of(json.loads(json.dumps(schedule.to_list())))
     assert again == schedule
     assert again.digest == schedule.digest
@@ -431,7 +656,7 @@ def _paths(data: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [path, *(found for key, value in inner for found in _paths(value, (*path, key)))]
 
 
-@given(data=st.lists(_entry, min_size=1, max_size=3), junk=_junk, choose=st.data())
+@given(data=_schedule.filter(bool), junk=_junk, choose=st.data())
 @settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
 def test_a_mutated_schedule_loads_or_is_refused(data: Any, junk: Any, choose: st.DataObject) -> None:
     changed = copy.deepcopy(data)
@@ -453,7 +678,7 @@ def test_a_mutated_schedule_loads_or_is_refused(data: Any, junk: Any, choose: st
 @given(text=st.text(max_size=60), cut=st.integers(0, len(PLAIN_YAML)), length=st.integers(0, 40))
 @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_damaged_file_loads_or_is_refused(tmp_path: Path, text: str, cut: int, length: int) -> None:
-    for name, source in (("s.yaml", PLAIN_YAML), ("s.json", PLAIN_JSON)):
+    for name, source in (("s.yaml", PLAIN_YAML), ("r.yaml", REPEATS_YAML), ("s.json", PLAIN_JSON)):
         path = tmp_path / name
         path.write_bytes((source[:cut] + text + source[cut + length :]).encode("utf-8", "replace"))
         with suppress(ScheduleError, DocumentError):

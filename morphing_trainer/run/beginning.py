@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -90,34 +89,28 @@ def check_schedule(schedule: Schedule, args: MorphingConfig, has_scheduler: bool
         return
     problems = [
         Problem(
-            schedule.source.entry(index, entry.operation.name),
+            schedule.where(index),
             f"lr_scheduler_type {kind!r} has no warm-up; use one that has, such as constant_with_warmup",
         )
-        for index, entry in enumerate(schedule.entries)
+        for index, entry in schedule.written()
         if entry.operation.name in ("change_warmup_iters", "set_warmup_iters")
     ]
     if problems:
         raise ScheduleError(problems)
 
 
-def check_batches(schedule: Schedule, plan: Sequence[Stage], samples: int, args: MorphingConfig) -> None:
-    """Refuse batches so large that an epoch has none: the run would end there without a word.
+def check_batch(schedule: Schedule, stage: Stage, samples: int, args: MorphingConfig) -> None:
+    """Refuse a batch so large that an epoch has none: the run would end there without a word.
 
     Raises:
-        ScheduleError: naming each operation that makes them so.
+        ScheduleError: naming the operation that makes it so.
     """
-    problems = [
-        Problem(
-            schedule.source.entry(stage.index - 1, stage.operation, "value"),
+    if steps_in(samples, stage.settings, args.world_size, args.dataloader_drop_last) < 1:
+        what = (
             f"{samples} samples make no complete batch of {stage.settings.batch_size} per device; use a smaller one, "
-            "or leave out dataloader_drop_last",
+            "or leave out dataloader_drop_last"
         )
-        for stage in plan
-        if stage.operation is not None
-        and steps_in(samples, stage.settings, args.world_size, args.dataloader_drop_last) < 1
-    ]
-    if problems:
-        raise ScheduleError(problems)
+        raise ScheduleError([Problem(schedule.where(stage.index - 1, "value"), what)])
 
 
 def new_cursor(dataset: Any, args: MorphingConfig) -> Cursor:

@@ -178,7 +178,7 @@ def test_fixed_arguments(whole: MorphingTrainer, tmp_path: Path, changes: dict[s
     ],
 )
 def test_executed_part_of_the_schedule(whole: MorphingTrainer, tmp_path: Path, schedule: list[Any]) -> None:
-    with pytest.raises(CheckpointError, match=r"entry \d of the schedule \(.*\) has been executed already"):
+    with pytest.raises(CheckpointError, match=r"entry \d \(.*\) of the schedule has been executed already"):
         resume(whole, tmp_path, 6, schedule=schedule)
 
 

@@ -1,0 +1,121 @@
+"""Fields of a schedule's entries: validated, and every fault explained in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from morphing_trainer.errors import suggest
+from morphing_trainer.schedule_entry import Path, Terms
+from morphing_trainer.triggers import COMPOSITE, KINDS, VALUED, AnyOf, LossBelow, Plateau, Trigger, Waited
+
+Model = TypeVar("Model", bound=BaseModel)
+Fault = tuple[Path, str]
+"""The path of a field inside its entry, and what is wrong with it."""
+
+
+def read_trigger(when: Any, terms: Terms | None, has_when: bool) -> tuple[Trigger | None, list[Fault]]:
+    """The trigger of an entry: what stands under its `when:`, if it has one, or else what its `terms` say."""
+    if terms is None:
+        return None, []
+    plain: list[Trigger] = []
+    if terms.trigger_loss is not None:
+        plain.append(LossBelow(value=terms.trigger_loss))
+    if terms.max_wait_iters is not None:
+        plain.append(Waited(value=terms.max_wait_iters))
+    if has_when:
+        if plain:
+            return None, [(("when",), "stands beside trigger_loss or max_wait_iters; give one or the other")]
+        return _read_when(when, ("when",))
+    if not plain:
+        return None, [((), "has no trigger; give trigger_loss or max_wait_iters or both, or when: {...}")]
+    return AnyOf(parts=tuple(plain)) if len(plain) > 1 else plain[0], []
+
+
+def _read_when(data: Any, path: Path) -> tuple[Trigger | None, list[Fault]]:
+    """A trigger from `{kind: value}`, nested under `all` and `any`."""
+    if not isinstance(data, Mapping) or len(data) != 1:
+        is_wide = isinstance(data, Mapping) and len(data) > 1
+        several = "a mapping with several keys; join them with 'all: [...]' or 'any: [...]'"
+        what = several if is_wide else described(data)
+        return None, [(path, f"must be one condition such as {{at_step: 500}}, is {what}")]
+    ((kind, value),) = data.items()
+    path = (*path, kind)
+    if kind in COMPOSITE:
+        if not isinstance(value, Sequence) or isinstance(value, str) or not value:
+            return None, [(path, f"must be a list of conditions, is {described(value)}")]
+        parts = [_read_when(part, (*path, index)) for index, part in enumerate(value)]
+        problems = [problem for _, found in parts for problem in found]
+        triggers = tuple(trigger for trigger, _ in parts if trigger)
+        return (None, problems) if problems else (COMPOSITE[kind](parts=triggers), [])
+    trigger: Trigger | None
+    if kind == Plateau.kind:
+        if not isinstance(value, Mapping):
+            return None, [(path, f"must be a mapping such as {{window: 5, slope: 0.05}}, is {described(value)}")]
+        trigger, problems = validated(Plateau, dict(value))
+    elif kind in VALUED:
+        trigger, problems = validated(VALUED[kind], {"value": value})
+        problems = [((), what) for _, what in problems]
+    else:
+        return None, [(path, f"unknown condition {kind!r}{suggest(str(kind), KINDS)}")]
+    return trigger, [((*path, *inner), what) for inner, what in problems]
+
+
+def validated(kind: type[Model], fields: Mapping[str, Any]) -> tuple[Model | None, list[Fault]]:
+    """A `kind` with these fields, or None and one fault per field that does not fit."""
+    try:
+        return kind.model_validate(fields), []
+    except ValidationError as error:
+        return None, list(_explained(error, kind))
+
+
+def _explained(error: ValidationError, kind: type[BaseModel]) -> Iterator[Fault]:
+    """One (path, what) per field: a union reports every alternative, which belong in one sentence."""
+    grouped: dict[Path, list[str]] = {}
+    mistyped: dict[Path, list[str]] = {}
+    for detail in error.errors():
+        loc = detail["loc"]
+        # Behind the field, pydantic names alternatives of a union; only list indices are part of the path.
+        path = (loc[0], *(part for part in loc[1:] if isinstance(part, int)))
+        match detail["type"]:
+            case "missing":
+                what = "is missing"
+            case "extra_forbidden":
+                what = f"unknown key {loc[0]!r}{suggest(str(loc[0]), kind.model_fields)}"
+            case "value_error":
+                what = str(detail["ctx"]["error"])
+            case "too_short":
+                context = detail["ctx"]
+                what = f"must have at least {context['min_length']} items, has {context['actual_length']}"
+            case "invalid_key":
+                what = "a key must be text"
+            case "literal_error" if detail["ctx"]["expected"] == "None":
+                what = f"must be null, is {shown(detail['input'])}"
+            case other:
+                what = f"must be {detail['msg'].removeprefix('Input should be ')}, is {shown(detail['input'])}"
+                if other.endswith("_type"):
+                    mistyped.setdefault(path, []).append(what)
+        if what not in grouped.setdefault(path, []):
+            grouped[path].append(what)
+    for path, whats in grouped.items():
+        # An alternative of the right type tells more than one of another type.
+        closer = [what for what in whats if what not in mistyped.get(path, [])]
+        covering = any(path != other and path == other[: len(path)] for other in grouped)
+        if not covering:
+            yield path, " or ".join(closer or whats)
+
+
+def shown(value: Any) -> str:
+    """A value as it is quoted in a message, cut where it is long."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def described(value: Any) -> str:
+    """A value and its type, for one that is of the wrong type."""
+    return "empty" if value is None else f"{shown(value)} ({type(value).__name__})"
