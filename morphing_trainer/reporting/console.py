@@ -16,6 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from morphing_trainer.reporting.adapters import adapters_text
 from morphing_trainer.reporting.records import Upcoming
 
 _LONGEST_VALUE = 60
@@ -116,6 +117,12 @@ def _value_text(value: Any) -> str:
 
 
 def shape_text(facts: Mapping[str, Any]) -> str:
+    """`layers x hidden, mlp width, LoRA rank 8 on 24 modules`, as far as `facts` names them."""
+    adapters = adapters_text(facts)
+    return ", ".join(part for part in (size_text(facts), f"LoRA {adapters}" if adapters else "") if part)
+
+
+def size_text(facts: Mapping[str, Any]) -> str:
     """`layers x hidden, mlp width`, as far as `facts` names them."""
     size = " x ".join(str(facts[key]) for key in ("layers", "hidden") if facts.get(key) is not None)
     return ", ".join(part for part in (size, f"mlp {facts['mlp']}" if facts.get("mlp") is not None else "") if part)
@@ -171,8 +178,10 @@ class Status:
             shown.append(("tokens/s", count(self.tokens_per_second)))
         if "parameters" in self.facts:
             shown.append(("parameters", count(self.facts["parameters"])))
-        if shape := shape_text(self.facts):
-            shown.append(("depth x width", shape))
+        if size := size_text(self.facts):
+            shown.append(("depth x width", size))
+        if adapters := adapters_text(self.facts):
+            shown.append(("LoRA", adapters))
         return shown
 
     def timing(self) -> str:

@@ -44,7 +44,8 @@ class RunDisplay(TrainerCallback):
     Args:
         upcoming: the next operation and how far its trigger is; `None` when there is none.
         tokens, seconds: training tokens and training time so far. Cheap ones: they are read a few times a second.
-        facts: `layers`, `hidden`, `mlp`, `parameters` of the current model. Read at the start and after each operation.
+        facts: `layers`, `hidden`, `mlp`, `parameters`, `lora_rank`, `lora_modules` of the current model. Read at the
+            start and after each operation.
         records: all operations applied so far, those before a resume included, for the table at the end. Default: the
             ones this display has seen.
         console: where to draw; default: standard output.

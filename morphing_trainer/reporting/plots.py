@@ -15,6 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from morphing_trainer.reporting.adapters import adapter_changes
 from morphing_trainer.reporting.console import count, operation_text
 from morphing_trainer.reporting.records import Record
 
@@ -149,6 +150,9 @@ def _stagger(marks: Sequence[_Mark]) -> bool:
 def _kind(record: Record) -> str:
     before, after = record.before, record.after
     if any(before.get(key) != after.get(key) for key in ("layers", "hidden", "mlp", "parameters")):
+        return _RED
+    # By name as well: a merge after which the adapters start anew leaves every number as it was.
+    if adapter_changes(before, after) or "lora" in record.operation.split("_"):
         return _RED
     return _PURPLE if before.get("trainable") != after.get("trainable") else _GREY
 

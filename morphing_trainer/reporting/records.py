@@ -15,6 +15,8 @@ class Stage:
 
     `layers`, `hidden`, `mlp`: blocks, width of the residual stream, width of the MLP.
     `parameters`, `trainable`: numbers of scalars, tied tensors counted once.
+    `lora_rank`, `lora_modules`: largest rank of a LoRA adapter, and number of modules that have one; 0 for none.
+    `repeats`: the operation is one of those that are repeated to the end of the run; this is their first round.
     """
 
     index: int
@@ -27,6 +29,9 @@ class Stage:
     parameters: int
     trainable: int
     settings: Settings
+    lora_rank: int = 0
+    lora_modules: int = 0
+    repeats: bool = False
 
 
 @dataclass(frozen=True)
@@ -37,8 +42,8 @@ class Record:
         index: position in the schedule, from 0.
         trigger: what fired, in words.
         step, tokens: optimizer steps and training tokens seen when it was applied.
-        before, after: `layers`, `hidden`, `mlp`, `parameters`, `trainable`, `loss` (evaluation loss or `None`) and the
-            fields of `Settings`.
+        before, after: `layers`, `hidden`, `mlp`, `parameters`, `trainable`, `lora_rank`, `lora_modules` (both as in
+            `Stage`; missing means 0), `loss` (evaluation loss or `None`) and the fields of `Settings`.
         moments: trainable scalars whose optimizer moments were `carried`, `scaled`, are `newborn`, or were `dropped`
             (their parameter was frozen). All 0 where the operation does not touch the optimizer.
         seconds: wall-clock time of the whole change, re-preparation included, re-evaluation excluded.

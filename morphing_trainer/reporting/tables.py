@@ -7,15 +7,15 @@ text for pipes and log files (`plan_lines`, `operations_lines`, `operation_line`
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from rich import box
-from rich.console import Console, ConsoleOptions, JustifyMethod, RenderableType, RenderResult
+from rich.console import RenderableType
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from morphing_trainer.reporting.adapters import FACTS as _ADAPTERS
+from morphing_trainer.reporting.adapters import adapter_changes, adapters_text
 from morphing_trainer.reporting.console import (
     clean,
     count,
@@ -23,13 +23,13 @@ from morphing_trainer.reporting.console import (
     loss_text,
     operation_text,
     rate_text,
-    shape_text,
+    size_text,
 )
+from morphing_trainer.reporting.layout import WIDE, Form, Responsive, aligned, in_lines, stacked
 from morphing_trainer.reporting.records import Record, Stage
 
 _PANEL = 88  # columns of a banner, where the terminal has as many
-_LONGEST_WORD = 27  # the longest name of an operation
-_WIDE = 110  # columns of a terminal from which a table puts every column side by side
+_WITH_ADAPTERS = WIDE + 25  # the least width at which a table that also tells of adapters has every column
 
 Change = tuple[str, str]
 
@@ -57,9 +57,11 @@ def setting_changes(before: Mapping[str, Any], after: Mapping[str, Any], *, long
     return changes
 
 
-def shape_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]:
-    """(name, `old -> new`) of layers, hidden and mlp, where they differ."""
-    return [(k, f"{before[k]} -> {after[k]}") for k in _SHAPE if k in before and k in after and before[k] != after[k]]
+def shape_changes(before: Mapping[str, Any], after: Mapping[str, Any], *, long: bool = False) -> list[Change]:
+    """(name, `old -> new`) of layers, hidden, mlp and adapters, where they differ."""
+    known = [key for key in _SHAPE if key in before and key in after]
+    sizes = [(key, f"{before[key]} -> {after[key]}") for key in known if before[key] != after[key]]
+    return sizes + adapter_changes(before, after, short=not long)
 
 
 def parameter_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]:
@@ -98,7 +100,7 @@ def loss_change(record: Record, later: Mapping[int, float] | None = None) -> str
 
 def _facts(record: Record, *, long: bool) -> list[Change]:
     """Everything that `record` changed or says about its work, as rows; what does not apply has no row."""
-    rows = shape_changes(record.before, record.after) + parameter_changes(record.before, record.after)
+    rows = shape_changes(record.before, record.after, long=long) + parameter_changes(record.before, record.after)
     rows += setting_changes(record.before, record.after, long=long)
     if moments := moments_text(record.moments):
         rows.append(("moments", moments))
@@ -109,60 +111,26 @@ def _facts(record: Record, *, long: bool) -> list[Change]:
     return rows
 
 
-@dataclass(frozen=True)
-class _Responsive:
-    """A table that takes its columnar form where there is room, and a narrow one, with fewer columns, elsewhere."""
-
-    wide: Table
-    narrow: Table
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield self.wide if options.max_width >= _WIDE else self.narrow
-
-
-def _table(title: str, columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[str | Text]]) -> Table:
-    """`columns`: (header, kind); kind is `text` (may wrap), `fixed`, or `number` (fixed, right-aligned)."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for i, (header, kind) in enumerate(columns):
-        justify: JustifyMethod = "right" if kind == "number" else "left"
-        longest_word = max((len(word) for row in rows for word in str(row[i]).split()), default=0)
-        least = (
-            min(longest_word, _LONGEST_WORD) if kind == "text" else None
-        )  # else names are broken where room is short
-        table.add_column(header, no_wrap=kind != "text", justify=justify, overflow="fold", min_width=least)
-    for row in rows:
-        table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))  # `Text`: `[0]` is no markup
-    return table
-
-
-def _aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns set with spaces; empty columns are left out."""
-    kept = [i for i in range(len(header)) if any(row[i] for row in rows)]
-    widths = [max(len(line[i]) for line in (header, *rows)) for i in kept]
-    return [
-        "  ".join(line[i].ljust(width) for i, width in zip(kept, widths, strict=True)).rstrip()
-        for line in (header, *rows)
-    ]
-
-
 def _joined(changes: Sequence[Change]) -> str:
     return ", ".join(f"{name} {text}" for name, text in changes)
 
 
-_PLAN = ("#", "operation", "fires", "depth x width", "parameters", "trainable", "settings")
+_PLAN = ("#", "operation", "fires", "depth x width", "LoRA", "parameters", "trainable", "settings")
 
 
 def _plan_rows(stages: Sequence[Stage]) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     previous: Mapping[str, Any] = {}
+    adapted = any(stage.lora_modules for stage in stages)
     for stage in stages:
         settings = stage.settings.to_dict()
         changed = setting_changes(previous, settings) if previous else _summary(settings)
         name = "start" if stage.operation is None else operation_text(stage.operation, stage.value)
-        rows.append((str(stage.index), name, clean(stage.trigger), *_size(stage), _joined(changed)))
+        fires = clean(stage.trigger) + (", repeated" if stage.repeats else "")
+        rows.append((str(stage.index), name, fires, *_size(stage, adapted), _joined(changed)))
         previous = settings
-    if len(stages) > 1:
-        rows.append(("", "target", "", *_size(stages[-1]), _joined(_summary(previous))))
+    if len(stages) > 1 and not stages[-1].repeats:  # what goes on to the end has no target
+        rows.append(("", "target", "", *_size(stages[-1], adapted), _joined(_summary(previous))))
     return rows
 
 
@@ -174,9 +142,12 @@ def _summary(settings: Mapping[str, Any]) -> list[Change]:
     )
 
 
-def _size(stage: Stage) -> tuple[str, str, str]:
-    shape = shape_text({key: getattr(stage, key) for key in _SHAPE})
-    return shape, count(stage.parameters), "all" if stage.trainable == stage.parameters else count(stage.trainable)
+def _size(stage: Stage, adapted: bool) -> tuple[str, str, str, str]:
+    """`adapted`: some stage has adapters; elsewhere nothing is said about them."""
+    shape = size_text({key: getattr(stage, key) for key in _SHAPE})
+    adapters = adapters_text({key: getattr(stage, key) for key in _ADAPTERS}, short=True) or "none"
+    trainable = "all" if stage.trainable == stage.parameters else count(stage.trainable)
+    return shape, adapters if adapted else "", count(stage.parameters), trainable
 
 
 def plan_lines(stages: Sequence[Stage]) -> list[str]:
@@ -184,36 +155,37 @@ def plan_lines(stages: Sequence[Stage]) -> list[str]:
     if not stages:
         return []
     header, *rows = [(*row[:2], *row[3:], row[2]) for row in (_PLAN, *_plan_rows(stages))]  # the longest column last
-    return [f"Schedule: {_left(stages)}", *_aligned(header, rows)]
+    return [f"Schedule: {_left(stages)}", *aligned(header, rows)]
 
 
 def plan_table(stages: Sequence[Stage]) -> RenderableType:
     """The schedule played through without weights: one row per stage, from the start to the target architecture."""
     wide, narrow = [], []
-    for number, name, fires, shape, parameters, trainable, settings in _plan_rows(stages):
+    rows = _plan_rows(stages)
+    for number, name, fires, shape, adapters, parameters, trainable, settings in rows:
         ends = name in ("start", "target")
-        title, settings = Text(name, style="bold" if ends else "cyan"), _in_lines(settings, 2 if ends else 1)
-        wide.append((number, title, fires, shape, parameters, trainable, settings))
-        narrow.append((number, _stacked(title, fires, settings), shape, parameters, trainable))
-    kinds = ("number", "text", "text", "fixed", "number", "number", "text")
+        title, settings = Text(name, style="bold" if ends else "cyan"), in_lines(settings, 2 if ends else 1)
+        wide.append((number, title, fires, shape, adapters, parameters, trainable, settings))
+        below = f"\nLoRA {adapters}" if adapters else ""
+        narrow.append((number, stacked(title, fires, settings), shape + below, parameters, trainable))
+    kinds = ("number", "text", "text", "fixed", "fixed", "number", "number", "text")
     columns = list(zip(_PLAN, kinds, strict=True))
     heading = f"Schedule: {_left(stages)}"
-    return _Responsive(_table(heading, columns, wide), _table(heading, columns[:2] + columns[3:-1], narrow))
-
-
-def _in_lines(changes: str, per_line: int) -> str:
-    """Breaks between changes, because a break inside one ("accumulation 1 ->") is hard to read."""
-    parts = changes.split(", ")
-    return ",\n".join(", ".join(parts[i : i + per_line]) for i in range(0, len(parts), per_line))
-
-
-def _stacked(title: Text, *below: str) -> Text:
-    return Text("\n").join([title, *(Text(line, style="dim") for line in below if line)])
+    few = [column for column in columns if column[0] not in ("fires", "LoRA", "settings")]
+    if rows[0][4]:
+        return Responsive(heading, Form(columns, wide), Form(few, narrow), least=_WITH_ADAPTERS)
+    without = Form(columns[:4] + columns[5:], [row[:4] + row[5:] for row in wide])  # no adapters anywhere
+    return Responsive(heading, without, Form(few, narrow))
 
 
 def _left(stages: Sequence[Stage]) -> str:
     """How many operations are to come; a resumed run may have done some, or all."""
-    done, left = stages[0].index, _operations(len(stages) - 1)
+    repeated = sum(stage.repeats for stage in stages)
+    once = len(stages) - 1 - repeated
+    done, left = stages[0].index, _operations(once)
+    if repeated:
+        left = f"{f'{left}, then ' if once else ''}{_operations(repeated)} repeated to the end"
+        return f"{left}, {done} done" if done else left
     return f"{left} left, {done} done" if done else left
 
 
@@ -229,7 +201,8 @@ def _operation_rows(records: Sequence[Record], later: Mapping[int, float] | None
     for record in records:
         changed = shape_changes(record.before, record.after) + setting_changes(record.before, record.after)
         sizes = dict(parameter_changes(record.before, record.after))
-        if "trainable" in sizes and "parameters" not in sizes:  # frozen or thawed: the size column would say nothing
+        # Where something was frozen or thawed, by adapters too, the size column would not say it.
+        if "trainable" in sizes and ("parameters" not in sizes or adapter_changes(record.before, record.after)):
             changed.append(("trainable", sizes["trainable"]))
         new = record.after.get("parameters")
         size = sizes.get("parameters", count(new) if new is not None else "").split(" (")[0]
@@ -244,7 +217,7 @@ def operations_lines(records: Sequence[Record], later: Mapping[int, float] | Non
     """The table after a run as plain lines; see `operations_table`."""
     if not records:
         return ["No operation was applied."]
-    lines = [f"{_operations(len(records))} applied", *_aligned(_OPERATIONS, _operation_rows(records, later))]
+    lines = [f"{_operations(len(records))} applied", *aligned(_OPERATIONS, _operation_rows(records, later))]
     return [*lines, _FOOTNOTE] if _late(records, later) else lines
 
 
@@ -264,19 +237,21 @@ def operations_table(records: Sequence[Record], later: Mapping[int, float] | Non
     """
     if not records:
         return Text("No operation was applied.")
-    wide, narrow = [], []
+    wide, narrow, stack = [], [], []
     for step, name, trigger, changed, size, loss, took in _operation_rows(records, later):
-        title, changed = Text(name, style="cyan"), _in_lines(changed, 1)
+        title, changed = Text(name, style="cyan"), in_lines(changed, 1)
         wide.append((step, title, trigger, changed, size, loss, took))
         size, loss = size.replace(" -> ", " ->\n"), loss.replace(" -> ", " ->\n").replace("next ", "next\n")
-        narrow.append((step, _stacked(title, trigger), changed, size, loss, took))
+        narrow.append((step, stacked(title, trigger), changed, size, loss, took))
+        stack.append((step, stacked(title, trigger).append(f"\n{changed}" if changed else ""), size, loss, took))
     kinds = ("number", "text", "text", "text", "fixed", "fixed", "number")
     columns = list(zip(_OPERATIONS, kinds, strict=True))
     heading = f"{_operations(len(records))} applied"
-    both = (_table(heading, columns, wide), _table(heading, columns[:2] + columns[3:], narrow))
-    for table in both:
-        table.caption, table.caption_justify = (_FOOTNOTE if _late(records, later) else None), "left"
-    return _Responsive(*both)
+    caption = _FOOTNOTE if _late(records, later) else None
+    if any(adapter_changes(record.before, record.after) for record in records):
+        below = Form(columns[:2] + columns[4:], stack)
+        return Responsive(heading, Form(columns, wide), below, caption, _WITH_ADAPTERS)
+    return Responsive(heading, Form(columns, wide), Form(columns[:2] + columns[3:], narrow), caption)
 
 
 def operation_line(record: Record) -> str:

@@ -36,6 +36,47 @@ def stages() -> list[Stage]:
 
 
 @pytest.fixture
+def adapted() -> list[Stage]:
+    """A plan in which adapters come, spread with the layers, get another rank and go; ranks and names are long ones."""
+    steps = [
+        (None, None, 12, 124_000_000, 124_000_000, 0, 0),
+        ("set_attn_lora_rank", 8, 12, 125_000_000, 96_700_000, 8, 24),
+        ("stack_layers", 2, 24, 210_000_000, 150_000_000, 8, 48),
+        ("decrease_vocab_lora_scaling", 2, 24, 214_000_000, 154_000_000, 384, 49),
+        ("merge_lora_weights", None, 24, 214_000_000, 154_000_000, 384, 49),
+        ("merge_lora_weights", {"then": "remove"}, 24, 209_000_000, 209_000_000, 0, 0),
+    ]
+    return [
+        Stage(i, name, value, "", layers, 768, 3072, size, free, START, lora_rank=rank, lora_modules=modules)
+        for i, (name, value, layers, size, free, rank, modules) in enumerate(steps)
+    ]
+
+
+def records_of(stages: list[Stage]) -> list[Record]:
+    """What is reported when the plan `stages` is carried out, an operation every 1,000 steps."""
+    names = ("layers", "hidden", "mlp", "parameters", "trainable", "lora_rank", "lora_modules")
+    facts = [{name: getattr(stage, name) for name in names} | stage.settings.to_dict() for stage in stages]
+    return [
+        Record(
+            index=i,
+            operation=stage.operation or "",
+            value=stage.value,
+            desc=None,
+            trigger="loss 4.432 < 4.5",
+            step=1000 * (i + 1),
+            tokens=10**6,
+            before={**facts[i], "loss": 4.5},
+            after={**facts[i + 1], "loss": None if i % 2 else 4.5},
+            moments={},
+            seconds=0.345,
+            preserving=True,
+            multipliers={},
+        )
+        for i, stage in enumerate(stages[1:])
+    ]
+
+
+@pytest.fixture
 def record(stages: list[Stage]) -> Callable[..., Record]:
     """`record(i, step, **changes)`: the record of the i-th operation, from 1."""
 

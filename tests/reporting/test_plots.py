@@ -15,7 +15,8 @@ from matplotlib.image import imread
 from matplotlib.text import Text
 
 from morphing_trainer.reporting.plots import losses_figure, plot_losses, series
-from morphing_trainer.reporting.records import Record
+from morphing_trainer.reporting.records import Record, Stage
+from tests.reporting.conftest import records_of
 
 Maker = Callable[..., Record]
 
@@ -66,6 +67,27 @@ def test_three_operations_are_named_at_their_lines(record: Maker) -> None:
     assert_clear_of_each_other(figure)
     assert line(figure, "training loss")[0] == (10, pytest.approx(7.707, abs=1e-3))
     assert [step for step, _ in line(figure, "evaluation loss")] == [50, 100, 150, 200]
+
+
+def colors(figure: Figure) -> list[str]:
+    return [str(line.get_color()) for line in figure.axes[0].lines if line.get_gid() == "operation"]
+
+
+def kinds(figure: Figure) -> list[str]:
+    return [text for text in figure.axes[0].get_legend_handles_labels()[1] if "chang" in text or "freez" in text]
+
+
+def test_operations_on_adapters_are_architecture_changes(record: Maker, adapted: list[Stage]) -> None:
+    """Also where only the adapters' numbers differ, and where a merge leaves every number as it was."""
+    records = records_of(adapted)
+    figure = losses_figure(history(6000, 100, 500), records)
+    assert kinds(figure) == ["architecture changes"] and len(set(colors(figure))) == 1
+    assert records[3].operation == "merge_lora_weights" and records[3].before == {**records[3].after, "loss": 4.5}
+    plain = record(1, 50)
+    kept = [{**facts, "lora_rank": 8, "lora_modules": 2} for facts in (plain.before, plain.after)]
+    same, ranks = (record(1, 50, before=kept[0], after={**kept[1], "lora_rank": rank}) for rank in (8, 16))
+    assert kinds(losses_figure([], [ranks])) == ["architecture changes"]
+    assert kinds(losses_figure([], [plain])) == kinds(losses_figure([], [same])) == ["hyper-parameter changes"]
 
 
 @pytest.mark.parametrize("number", [7, 15, 20])

@@ -107,6 +107,18 @@ def test_plan_table_says_the_same_and_fits(stages: list[Stage], width: int) -> N
         assert part in text, part
 
 
+def test_what_repeats_to_the_end_is_marked_and_has_no_target(stages: list[Stage]) -> None:
+    *once, third, last = stages
+    heading, _, *rows = tables.plan_lines([*once, replace(third, repeats=True), replace(last, repeats=True)])
+    assert heading == "Schedule: 2 operations, then 2 operations repeated to the end"
+    assert len(rows) == 5
+    assert [row.endswith(", repeated") for row in rows] == [False, False, False, True, True]
+    text = drawn(tables.plan_table([*once, replace(third, repeats=True)]), 140)
+    assert "repeated" in text.split("freeze_layer")[1] and "target" not in text
+    resumed = tables.plan_lines([third, replace(last, repeats=True)])
+    assert resumed[0] == "Schedule: 1 operation repeated to the end, 3 done"
+
+
 def test_an_empty_schedule_has_a_start_and_no_target(stages: list[Stage]) -> None:
     lines = tables.plan_lines(stages[:1])
     assert lines[0] == "Schedule: no operations" and len(lines) == 3
