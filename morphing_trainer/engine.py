@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from morphing_trainer.lineage import Census, Descent, Lineage, ModelSpec, transplant_states, transplant_weights
+from morphing_trainer.lineage import Census, Lineage, ModelSpec, lost, transplant_states, transplant_weights
 from morphing_trainer.operations import ArchitectureOperation, Morph
 
 Groups = Mapping[str, int]
@@ -63,10 +63,15 @@ def grow(
         OperationError: if the operation does not fit; nothing has changed then.
     """
     morph = operation.morph(spec, rng)
-    weights = transplant_weights(morph.lineage, dict(model.named_parameters()))
+    old = dict(model.named_parameters())
+    gone, whole = lost(morph.lineage, old)
+    if whole:
+        share = f"{gone / whole:.2%} of the adapters' norm was dropped ({gone:.3g} of {whole:.3g})"
+        morph = replace(morph, note=", ".join(part for part in (morph.note, share) if part))
+    weights = transplant_weights(morph.lineage, old)
     new = dressed(morph.spec, weights, like=model)
     sizes = {name: parameter.numel() for name, parameter in new.named_parameters()}
-    new_states, census = transplant_states(morph.lineage, states, sizes, morph.spec.frozen)
+    new_states, census = transplant_states(morph.lineage, states, sizes, morph.spec.untrained)
     return Grown(morph, new, _inherit_groups(morph.lineage, groups), new_states, census)
 
 
@@ -75,9 +80,9 @@ def dressed(
 ) -> PreTrainedModel:
     """A model of description `spec` that owns `weights` (no copy), with the run-time switches of `like`."""
     new = spec.build("meta")
-    parameters = {name: nn.Parameter(tensor, requires_grad=name not in spec.frozen) for name, tensor in weights.items()}
-    tied = spec.architecture.tied if spec.config.tie_word_embeddings else {}
-    parameters |= {name: parameters[owner] for name, owner in tied.items()}
+    still = spec.untrained
+    parameters = {name: nn.Parameter(tensor, requires_grad=name not in still) for name, tensor in weights.items()}
+    parameters |= {name: parameters[owner] for name, owner in spec.tied.items()}
     new.load_state_dict(parameters, strict=True, assign=True)
     if like is not None:
         new.train(like.training)
@@ -156,7 +161,4 @@ def optimizer_names(model: nn.Module, optimizer: Optimizer) -> list[list[str]]:
 
 
 def _inherit_groups(lineage: Lineage, groups: Groups) -> dict[str, int]:
-    return {
-        name: groups[origin.ancestor if isinstance(origin, Descent) else origin.like]
-        for name, origin in lineage.origins.items()
-    }
+    return {name: groups[lineage.kin(name)] for name in lineage.origins}

@@ -3,6 +3,9 @@
 A parameter *writes* the units of an axis that it produces and *reads* those that it consumes. Whatever
 changes an axis follows from that alone: writers gather the new units, readers gather them and are scaled
 by the split factors. `{layer}` in a parameter's name stands for the layer axis.
+
+A LoRA adapter adds two matrices to a weight: A writes the axis "rank" and reads what the weight reads, B reads "rank"
+and writes what the weight writes. So they follow whatever happens to their weight, with no rule of their own.
 """
 
 from __future__ import annotations
@@ -11,7 +14,8 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from types import MappingProxyType
+from typing import Literal, NamedTuple
 
 from transformers import PretrainedConfig
 
@@ -36,6 +40,41 @@ def writes(name: str, parts: int = 1) -> Axis:
     return Axis(name, "writes", parts)
 
 
+ADAPTER = "default"
+"""PEFT's name of an adapter where there is one only."""
+
+BASE = ".base_layer"
+"""What PEFT puts into the names of a module's own parameters when the module gets an adapter."""
+
+
+class Adapter(NamedTuple):
+    """Parameters of a module's LoRA adapter; its product B A is added to the module's weight.
+
+    Attributes:
+        a: name of A, (rank, in).
+        b: name of B, (out, rank).
+        host: name of the weight that it adapts.
+        drawn, zeroed: which of the two is drawn at random and which starts at zero. PEFT zeroes B of a matrix, and A of
+            an embedding.
+    """
+
+    a: str
+    b: str
+    host: str
+    drawn: str
+    zeroed: str
+
+
+def adapter_of(module: str, is_embedding: bool) -> Adapter:
+    """Names as PEFT gives them."""
+    host = f"{module}{BASE}.weight"
+    if is_embedding:
+        a, b = f"{module}.lora_embedding_A.{ADAPTER}", f"{module}.lora_embedding_B.{ADAPTER}"
+        return Adapter(a, b, host, drawn=b, zeroed=a)
+    a, b = f"{module}.lora_A.{ADAPTER}.weight", f"{module}.lora_B.{ADAPTER}.weight"
+    return Adapter(a, b, host, drawn=a, zeroed=b)
+
+
 @dataclass(frozen=True)
 class Architecture:
     """A model family as a table of named axes.
@@ -45,6 +84,8 @@ class Architecture:
         model_class: name of the transformers class that is morphed.
         parameters: parameter name, with `{layer}` where it is repeated -> its axes, one per dimension.
         components: component kind -> prefixes of its parameters; kinds with `{layer}` exist once per layer.
+        adaptable: component kind -> its modules that can carry a LoRA adapter.
+        embeddings: which of these are embeddings.
         tied: parameter -> the parameter that it shares storage with when `config.tie_word_embeddings` is set.
         residual_writers: what a block adds to the residual stream; zeros there make the block an identity.
         depth: config field that holds the number of layers.
@@ -57,6 +98,8 @@ class Architecture:
     model_class: str
     parameters: Mapping[str, tuple[Axis, ...]]
     components: Mapping[str, tuple[str, ...]]
+    adaptable: Mapping[str, tuple[str, ...]]
+    embeddings: frozenset[str]
     tied: Mapping[str, str]
     residual_writers: tuple[str, ...]
     depth: str
@@ -65,14 +108,41 @@ class Architecture:
     depends_on_depth: Callable[[PretrainedConfig], str | None]
 
     @cached_property
+    def tensors(self) -> Mapping[str, tuple[Axis, ...]]:
+        """`parameters`, and what they become and what joins them when modules carry adapters."""
+        found = dict(self.parameters)
+        for module in (module for modules in self.adaptable.values() for module in modules):
+            weight = self.parameters[f"{module}.weight"]
+            (incoming,) = (axis for axis in weight if axis.role == "reads")
+            (outgoing,) = (axis for axis in weight if axis.role == "writes")
+            adapter = adapter_of(module, module in self.embeddings)
+            found[adapter.host] = weight
+            if f"{module}.bias" in self.parameters:
+                found[f"{module}{BASE}.bias"] = self.parameters[f"{module}.bias"]
+            found[adapter.a] = (writes("rank"), incoming)
+            found[adapter.b] = (outgoing, reads("rank"))
+        return MappingProxyType(found)
+
+    @cached_property
+    def adapters(self) -> Mapping[str, Adapter]:
+        """Key in `tensors` of either matrix of an adapter -> the adapter."""
+        modules = (module for modules in self.adaptable.values() for module in modules)
+        found = (adapter_of(module, module in self.embeddings) for module in modules)
+        return MappingProxyType({name: adapter for adapter in found for name in (adapter.a, adapter.b)})
+
+    def modules(self, component: str) -> tuple[str, ...]:
+        """Modules of one component, such as `attn.3` or `wte`, that can carry an adapter."""
+        kind, _, layer = component.partition(".")
+        return tuple(module.replace("{layer}", layer) for module in self.adaptable.get(kind, ()))
+
+    @cached_property
     def _patterns(self) -> tuple[tuple[re.Pattern[str], str], ...]:
         return tuple(
-            (re.compile(re.escape(key).replace(r"\{layer\}", r"(?P<layer>\d+)") + r"\Z"), key)
-            for key in self.parameters
+            (re.compile(re.escape(key).replace(r"\{layer\}", r"(?P<layer>\d+)") + r"\Z"), key) for key in self.tensors
         )
 
     def locate(self, name: str) -> tuple[str, int | None]:
-        """Split a parameter's name into its key in `parameters` and its layer (None outside the layers).
+        """Split a parameter's name into its key in `tensors` and its layer (None outside the layers).
 
         Raises:
             KeyError: if the table has no such parameter.

@@ -59,6 +59,14 @@ GPT2 = Architecture(
         "ln_f": ("transformer.ln_f.",),
         "lm_head": ("lm_head.",),
     },
+    adaptable={
+        "attn": (_BLOCK + "attn.c_attn", _BLOCK + "attn.c_proj"),
+        "mlp": (_BLOCK + "mlp.c_fc", _BLOCK + "mlp.c_proj"),
+        "wte": ("transformer.wte",),
+        "wpe": ("transformer.wpe",),
+        "lm_head": ("lm_head",),
+    },
+    embeddings=frozenset({"transformer.wte", "transformer.wpe"}),
     tied={"lm_head.weight": "transformer.wte.weight"},
     residual_writers=tuple(
         _BLOCK + name for name in ("attn.c_proj.weight", "attn.c_proj.bias", "mlp.c_proj.weight", "mlp.c_proj.bias")

@@ -1,6 +1,20 @@
 """The pure core: descriptions of models, lineages between them, and the transplant that follows a lineage."""
 
-from morphing_trainer.lineage.lineage import NEWBORN, AxisMap, Descent, Fill, Lineage, Newborn
+from morphing_trainer.lineage.adapters import Site
+from morphing_trainer.lineage.factors import lost
+from morphing_trainer.lineage.lineage import (
+    NEWBORN,
+    AxisMap,
+    Descent,
+    Fill,
+    Lineage,
+    Merged,
+    Newborn,
+    Origin,
+    Product,
+    Truncated,
+)
+from morphing_trainer.lineage.lora import Readaption, readapt
 from morphing_trainer.lineage.rules import Units, regather, resize
 from morphing_trainer.lineage.spec import ModelSpec, architecture_of
 from morphing_trainer.lineage.transplant import MOMENT_ORDER, Census, transplant_states, transplant_weights
@@ -13,10 +27,18 @@ __all__ = [
     "Descent",
     "Fill",
     "Lineage",
+    "Merged",
     "ModelSpec",
     "Newborn",
+    "Origin",
+    "Product",
+    "Readaption",
+    "Site",
+    "Truncated",
     "Units",
     "architecture_of",
+    "lost",
+    "readapt",
     "regather",
     "resize",
     "transplant_states",

@@ -67,17 +67,75 @@ class Descent:
 
 @dataclass(frozen=True)
 class Newborn:
-    """A parameter without ancestor: `fill` in the shape, dtype and device of the old parameter `like`."""
+    """A parameter without ancestor: `fill`, on the device of the old parameter `like` and in its param group.
+
+    Shape and dtype are those of `like` as well, unless `shape` is given; `wide` asks for float32 at least.
+    """
 
     like: str
     fill: Fill = Fill()
+    shape: tuple[int, ...] | None = None
+    wide: bool = False
+
+
+@dataclass(frozen=True)
+class Product:
+    """What a LoRA adapter adds to its weight: scale * B A, (out, in).
+
+    Attributes:
+        a, b: names of the old matrices (rank, in) and (out, rank).
+        scale: alpha / rank, or alpha / sqrt(rank).
+    """
+
+    a: str
+    b: str
+    scale: float
+
+
+@dataclass(frozen=True)
+class Merged:
+    """An old weight plus a product, computed in float32 at least. Its moments start newborn.
+
+    Attributes:
+        ancestor: name of the old weight.
+        product: what is added.
+        transposed: the weight is stored (in, out).
+        beyond: add only what the best approximation of the product with this rank leaves over.
+    """
+
+    ancestor: str
+    product: Product
+    transposed: bool
+    beyond: int = 0
+
+
+@dataclass(frozen=True)
+class Truncated:
+    """One matrix of the best approximation of `product` with a smaller rank (Eckart-Young). Its moments start newborn.
+
+    Attributes:
+        ancestor: name of the old matrix.
+        rank: the new rank.
+        scale: the new scale.
+        drawn: which of the product's two names is the one that started from a random draw. It gets orthogonal vectors
+            of the old one's mean length, and the other one the rest, which may be zero.
+    """
+
+    ancestor: str
+    product: Product
+    rank: int
+    scale: float
+    drawn: str
+
+
+Origin = Descent | Newborn | Merged | Truncated
 
 
 @dataclass(frozen=True)
 class Lineage:
     """New parameter name -> where it comes from, in the order of the new model."""
 
-    origins: Mapping[str, Descent | Newborn]
+    origins: Mapping[str, Origin]
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "origins", MappingProxyType(dict(self.origins)))
@@ -89,7 +147,12 @@ class Lineage:
     def ancestor(self, name: str) -> str | None:
         """Name of the old parameter behind `name`, None for a newborn."""
         origin = self.origins[name]
-        return origin.ancestor if isinstance(origin, Descent) else None
+        return None if isinstance(origin, Newborn) else origin.ancestor
+
+    def kin(self, name: str) -> str:
+        """Name of the old parameter whose param group `name` joins."""
+        origin = self.origins[name]
+        return origin.like if isinstance(origin, Newborn) else origin.ancestor
 
     def inherit(self, names: frozenset[str]) -> frozenset[str]:
         """The new names whose ancestors are in `names` (for flags such as frozen).
@@ -99,5 +162,7 @@ class Lineage:
         return frozenset(
             name
             for name, origin in self.origins.items()
-            if isinstance(origin, Descent) and not origin.silent and origin.ancestor in names
+            if not isinstance(origin, Newborn)
+            and not (isinstance(origin, Descent) and origin.silent)
+            and origin.ancestor in names
         )

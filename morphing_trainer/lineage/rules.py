@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from morphing_trainer.lineage.lineage import NEWBORN, AxisMap, Descent, Fill, Lineage, Newborn
+from morphing_trainer.lineage.lineage import NEWBORN, AxisMap, Descent, Fill, Lineage, Newborn, Origin
 from morphing_trainer.lineage.spec import ModelSpec
 
 
@@ -40,10 +40,10 @@ def resize(spec: ModelSpec, new: ModelSpec, axis: str, units: Sequence[Units], f
         units: the new units, one entry per layer: every layer draws its own.
         fill: initial weights of newborn units where they are written.
     """
-    origins: dict[str, Descent | Newborn] = {}
+    origins: dict[str, Origin] = {}
     for name in new.shapes:
         key, layer = spec.architecture.locate(name)
-        axes = spec.architecture.parameters[key]
+        axes = spec.architecture.tensors[key]
         dims = [dim for dim, entry in enumerate(axes) if entry.name == axis]
         if not dims or layer is None:
             origins[name] = Descent(name)
@@ -56,7 +56,9 @@ def resize(spec: ModelSpec, new: ModelSpec, axis: str, units: Sequence[Units], f
                 maps.append(AxisMap(dim, source, grad=share))
             else:
                 maps.append(AxisMap(dim, source, weight=share))
-        is_written_matrix = len(axes) > 1 and any(axes[dim].role == "writes" for dim in dims)
+        # An adapter adds to its weight: what is newborn there is drawn, or disturbed, once.
+        is_matrix = len(axes) > 1 and spec.adapter_at(name) is None
+        is_written_matrix = is_matrix and any(axes[dim].role == "writes" for dim in dims)
         origins[name] = Descent(
             name,
             tuple(maps),
@@ -82,7 +84,7 @@ def regather(spec: ModelSpec, new: ModelSpec, sources: Sequence[int], identity: 
     nothing in such a layer carries moments: copied ones would move weights that are silent.
     """
     architecture = spec.architecture
-    origins: dict[str, Descent | Newborn] = {}
+    origins: dict[str, Origin] = {}
     for name in new.shapes:
         key, layer = architecture.locate(name)
         if layer is None:
@@ -91,8 +93,16 @@ def regather(spec: ModelSpec, new: ModelSpec, sources: Sequence[int], identity: 
         ancestor = key.replace("{layer}", str(sources[layer]))
         if layer not in identity:
             origins[name] = Descent(ancestor)
-        elif key in architecture.residual_writers:
+        elif _writes_residual(spec, key):
             origins[name] = Newborn(like=ancestor)
         else:
             origins[name] = Descent(ancestor, moments="newborn", silent=True)
     return Lineage(origins)
+
+
+def _writes_residual(spec: ModelSpec, key: str) -> bool:
+    """Whether the parameter must be zero for its block to add nothing to the residual stream."""
+    adapter = spec.architecture.adapters.get(key)
+    host = key if adapter is None else adapter.host
+    is_written = spec.name_before(host) in spec.architecture.residual_writers
+    return is_written and (adapter is None or key == adapter.zeroed)

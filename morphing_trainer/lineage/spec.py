@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from types import MappingProxyType
 from typing import Any
 
 import torch
+from peft import LoraConfig
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from morphing_trainer.architectures import ARCHITECTURES, Architecture
+from morphing_trainer.architectures import ARCHITECTURES, BASE, Adapter, Architecture, adapter_of
 from morphing_trainer.errors import ModelError
+from morphing_trainer.lineage import adapters
+from morphing_trainer.lineage.adapters import Site
 
 
 @lru_cache(maxsize=256)
 def _shapes(description: str) -> Mapping[str, torch.Size]:
-    """Shapes of the parameters of a config, given as JSON; building modules takes tens of milliseconds."""
-    model = ModelSpec(AutoConfig.for_model(**json.loads(description))).build("meta")
+    """Shapes of the parameters of a description, given as JSON; building modules takes tens of milliseconds."""
+    config, adapter = json.loads(description)
+    model = ModelSpec(
+        AutoConfig.for_model(**config), adapter=None if adapter is None else adapters.read(adapter)
+    ).build("meta")
     return MappingProxyType({name: parameter.shape for name, parameter in model.named_parameters()})
 
 
@@ -29,8 +35,9 @@ def architecture_of(model: nn.Module) -> Architecture:
     """The table that describes `model`.
 
     Raises:
-        ModelError: if the model's class has none.
+        ModelError: if the model's class has none, or its weights are quantised.
     """
+    model = adapters.bare(model)
     config = getattr(model, "config", None)
     architecture = ARCHITECTURES.get(getattr(config, "model_type", ""))
     if architecture is None or type(model).__name__ != architecture.model_class:
@@ -41,6 +48,11 @@ def architecture_of(model: nn.Module) -> Architecture:
         )
     if getattr(config, "add_cross_attention", False):
         raise ModelError("model: has cross-attention, which cannot be morphed; use a decoder-only model.")
+    if adapters.is_quantised(model):
+        raise ModelError(
+            "model: its weights are quantised. Growing, merging and rank changes compute with the weights themselves, "
+            "and quantising the result again would change the function; load it in float32 or bfloat16."
+        )
     return architecture
 
 
@@ -48,25 +60,48 @@ def architecture_of(model: nn.Module) -> Architecture:
 class ModelSpec:
     """A model's description. Immutable: `evolve` returns a changed copy.
 
+    Parameters have the names that PEFT gives them: where a module carries an adapter, its own weight is `base_layer`.
+
     Attributes:
         config: the transformers config. Never mutate it.
-        frozen: names of the parameters that take no gradient.
+        frozen: names of the parameters that were frozen. What is under an adapter takes no gradient either way.
+        adapter: the LoRA adapters, in the canonical form of `lineage.adapters`. Never mutate it.
+        divisors: component kind (attn, wte) -> the divisor of the hidden size that its adapters' rank is set by, where
+            it is; an integer division cannot be undone.
     """
 
     config: PretrainedConfig
     frozen: frozenset[str] = field(default_factory=frozenset)
+    adapter: LoraConfig | None = None
+    divisors: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: nn.Module) -> ModelSpec:
         """Describe a live (unwrapped) model.
 
+        A weight under an adapter takes no gradient; it counts as frozen by itself if the rest of its component is, or,
+        in a component that has no more, if the whole model but its adapters is.
+
         Raises:
-            ModelError: if the model's family is not supported.
+            ModelError: if the model's family or its adapters are not supported.
         """
-        architecture_of(model)
+        architecture = architecture_of(model)
+        model = adapters.bare(model)
         assert isinstance(model, PreTrainedModel)
-        frozen = frozenset(name for name, parameter in model.named_parameters() if not parameter.requires_grad)
-        return cls(copy.deepcopy(model.config), frozen)
+        tied = _tied_modules(architecture, model.config)
+        adapter = adapters.describe(model, {head: embedding for embedding, head in tied})
+        spec = cls(copy.deepcopy(model.config), adapter=adapter, divisors=dict(getattr(model, "lora_divisors", {})))
+        still = frozenset(name for name, parameter in model.named_parameters() if not parameter.requires_grad)
+        return replace(spec, frozen=(still - spec.hosts) | spec._frozen_hosts(still))
+
+    def _frozen_hosts(self, still: frozenset[str]) -> frozenset[str]:
+        base = {name for name in self.shapes if self.adapter_at(name) is None} - self.hosts
+        found: set[str] = set()
+        for component in self.architecture.component_names(self.config):
+            names = self.expand(component)
+            if self.architecture.modules(component) and ((names & base) or base) <= still:
+                found |= names & self.hosts
+        return frozenset(found)
 
     @property
     def architecture(self) -> Architecture:
@@ -87,7 +122,8 @@ class ModelSpec:
     @cached_property
     def shapes(self) -> Mapping[str, torch.Size]:
         """Parameter name -> shape, in the model's order, tied parameters once."""
-        return _shapes(self.config.to_json_string(use_diff=False))
+        adapter = None if self.adapter is None else adapters.written(self.adapter)
+        return _shapes(json.dumps([json.loads(self.config.to_json_string(use_diff=False)), adapter], sort_keys=True))
 
     @property
     def parameters(self) -> int:
@@ -95,37 +131,138 @@ class ModelSpec:
 
     @property
     def trainable(self) -> int:
-        return sum(shape.numel() for name, shape in self.shapes.items() if name not in self.frozen)
+        return sum(shape.numel() for name, shape in self.shapes.items() if name not in self.untrained)
 
-    def evolve(
-        self, frozen: Iterable[str] | None = None, *, layers: int | None = None, mlp: int | None = None
-    ) -> ModelSpec:
-        """A copy with other frozen parameters, depth or MLP width."""
+    @cached_property
+    def sites(self) -> Mapping[str, Site]:
+        """Adapted module -> rank and alpha of its adapter. A tied head shares the embedding's and is not named."""
+        return MappingProxyType(adapters.sites_of(self.adapter))
+
+    @cached_property
+    def hosts(self) -> frozenset[str]:
+        """Names of the weights under an adapter, which are not trained."""
+        return frozenset(self.adapter_names(module).host for module in self.sites)
+
+    @cached_property
+    def untrained(self) -> frozenset[str]:
+        """Names of all parameters that take no gradient."""
+        return self.frozen | self.hosts
+
+    @property
+    def tied_modules(self) -> list[tuple[str, str]]:
+        """(embedding, head) pairs of modules that share their weight."""
+        return _tied_modules(self.architecture, self.config)
+
+    @cached_property
+    def tied(self) -> Mapping[str, str]:
+        """Names of parameters -> the parameter that they are, under its own name."""
+        found: dict[str, str] = {}
+        for embedding, head in self.tied_modules:
+            found[self.name_now(f"{head}.weight")] = self.name_now(f"{embedding}.weight")
+            if embedding in self.sites:
+                found |= adapters.tied_names(embedding, head)
+        return MappingProxyType(found)
+
+    def adapter_names(self, module: str) -> Adapter:
+        """Names of the matrices of a module's adapter, whether it has one or not."""
+        return adapter_of(module, module in self.architecture.embeddings)
+
+    def adapter_at(self, name: str) -> Adapter | None:
+        """The adapter that the parameter `name` is a matrix of."""
+        module = name.partition(".lora_")[0]
+        return self.adapter_names(module) if module != name else None
+
+    @property
+    def alpha(self) -> float:
+        """Alpha of adapters to come."""
+        return (self.adapter or LoraConfig()).lora_alpha
+
+    @property
+    def peft_config(self) -> LoraConfig:
+        """The config that gives PEFT the same function; canonical otherwise."""
+        return adapters.with_heads(self.adapter or LoraConfig(), self.tied_modules)
+
+    def scaling(self, module: str) -> float:
+        """The factor s of W + s * B A in an adapted module."""
+        assert self.adapter is not None
+        return self.sites[module].scaling(self.adapter.use_rslora)
+
+    def modules(self, kind: str) -> list[str]:
+        """All modules of a component kind (attn, mlp, wte) that can carry an adapter."""
+        components = self.architecture.component_names(self.config)
+        chosen = [name for name in components if name.partition(".")[0] == kind]
+        return [module for name in chosen for module in self.architecture.modules(name)]
+
+    def divisor(self, kind: str) -> float:
+        """Hidden size over the rank of the adapters on components of this kind (attn, wte), 0 if there are none.
+
+        As it was set, if it was; else from the largest rank.
+        """
+        rank = max((self.sites[module].rank for module in self.modules(kind) if module in self.sites), default=0)
+        return self.divisors.get(kind, self.hidden / rank) if rank else 0.0
+
+    def name_now(self, name: str) -> str:
+        """What the parameter `name` of the model without adapters is called in this one."""
+        module, _, last = name.rpartition(".")
+        embeddings = {head: embedding for embedding, head in self.tied_modules}
+        return f"{module}{BASE}.{last}" if embeddings.get(module, module) in self.sites else name
+
+    def name_before(self, name: str) -> str:
+        """What the base parameter `name` of this model is called in one without adapters."""
+        return name.replace(BASE, "")
+
+    def evolve(self, frozen: Iterable[str] | None = None, *, mlp: int | None = None) -> ModelSpec:
+        """A copy with other frozen parameters or MLP width."""
         config = copy.deepcopy(self.config)
-        if layers is not None:
-            setattr(config, self.architecture.depth, layers)
         if mlp is not None:
             self.architecture.with_width(config, mlp)
         return replace(self, config=config, frozen=self.frozen if frozen is None else frozenset(frozen))
+
+    def restacked(self, sources: Sequence[int]) -> ModelSpec:
+        """A copy whose layer i is built like layer `sources[i]` of this one."""
+        config = copy.deepcopy(self.config)
+        setattr(config, self.architecture.depth, len(sources))
+        if self.adapter is None:
+            return replace(self, config=config)
+        located = {module: self.architecture.locate(self.adapter_names(module).host) for module in self.sites}
+        sites = {module: self.sites[module] for module, (_, layer) in located.items() if layer is None}
+        for module, (key, layer) in located.items():
+            pattern = key.removesuffix(f"{BASE}.weight")
+            copies = [new for new, source in enumerate(sources) if source == layer]
+            sites |= {pattern.replace("{layer}", str(new)): self.sites[module] for new in copies}
+        return replace(self, config=config, adapter=adapters.canonical(sites, self.adapter))
+
+    def readapted(self, sites: Mapping[str, Site], *, alpha: float | None = None, **divisors: float) -> ModelSpec:
+        """A copy with other adapters, and other divisors (0 forgets one); `alpha` is that of adapters to come."""
+        kept = {kind: divisor for kind, divisor in {**self.divisors, **divisors}.items() if divisor}
+        return replace(self, adapter=adapters.canonical(sites, self.adapter, alpha), divisors=kept)
 
     def build(self, device: str | torch.device = "meta") -> PreTrainedModel:
         """A model of this description with uninitialised or freshly initialised weights, `frozen` applied."""
         with torch.device(device):
             model = AutoModelForCausalLM.from_config(copy.deepcopy(self.config))
-        assert isinstance(model, PreTrainedModel)
+            assert isinstance(model, PreTrainedModel)
+            if self.adapter is not None:
+                adapters.inject(model, self.adapter, self.tied_modules)
+        if self.divisors:
+            model.lora_divisors = dict(self.divisors)  # type: ignore[assignment]  # for `of`
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name not in self.frozen)
+            parameter.requires_grad_(name not in self.untrained)
         return model
 
     def expand(self, component: str) -> frozenset[str]:
         """Names of the parameters of one component (`attn.3`, `wte`); a tied parameter under its owner's name."""
         prefixes = self.architecture.component_prefixes(component)
-        tied = self.architecture.tied if self.config.tie_word_embeddings else {}
-        names = [*self.shapes, *tied]
-        return frozenset(tied.get(name, name) for name in names if name.startswith(prefixes))
+        names = [*self.shapes, *self.tied]
+        return frozenset(self.tied.get(name, name) for name in names if name.startswith(prefixes))
 
     def to_dict(self) -> dict[str, Any]:
-        return {"config": self.config.to_dict(), "frozen": sorted(self.frozen)}
+        return {
+            "config": self.config.to_dict(),
+            "frozen": sorted(self.frozen),
+            "adapter": None if self.adapter is None else adapters.written(self.adapter),
+            "divisors": dict(self.divisors),
+        }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ModelSpec:
@@ -140,8 +277,12 @@ class ModelSpec:
             if model_type not in ARCHITECTURES:
                 raise ModelError(f"model description: {model_type!r} is not a supported family")
             frozen = frozenset(str(name) for name in data["frozen"])
-            return cls(AutoConfig.for_model(model_type, **values), frozen)
-        except (KeyError, TypeError, AttributeError) as error:
+            adapter = None if data["adapter"] is None else adapters.read(data["adapter"])
+            divisors = {str(kind): float(divisor) for kind, divisor in data["divisors"].items()}
+            return cls(AutoConfig.for_model(model_type, **values), frozen, adapter, divisors)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            if isinstance(error, ModelError):
+                raise
             raise ModelError(f"model description: is not one that this library wrote ({error!r})") from error
 
     def facts(self) -> dict[str, int]:
@@ -152,4 +293,12 @@ class ModelSpec:
             "mlp": self.mlp,
             "parameters": self.parameters,
             "trainable": self.trainable,
+            "lora_rank": max((site.rank for site in self.sites.values()), default=0),
+            "lora_modules": len(self.sites),
         }
+
+
+def _tied_modules(architecture: Architecture, config: PretrainedConfig) -> list[tuple[str, str]]:
+    """(embedding, head) pairs of modules that share their weight."""
+    tied = architecture.tied if config.tie_word_embeddings else {}
+    return [(owner.removesuffix(".weight"), name.removesuffix(".weight")) for name, owner in tied.items()]

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from morphing_trainer.errors import OperationError
-from morphing_trainer.lineage.lineage import NEWBORN, AxisMap, Descent, Fill, Lineage
+from morphing_trainer.lineage.factors import Factors
+from morphing_trainer.lineage.lineage import NEWBORN, AxisMap, Descent, Fill, Lineage, Merged, Newborn, Truncated
 
 State = Mapping[str, Any]
 """Optimizer state of one parameter, e.g. `{"step", "exp_avg", "exp_avg_sq"}`."""
@@ -50,16 +51,21 @@ def transplant_weights(lineage: Lineage, old: Mapping[str, Tensor]) -> dict[str,
     """The new model's weights from the old ones, by name; unchanged ones are views of the same storage."""
     moved: set[str] = set()
     new: dict[str, Tensor] = {}
+    factors = Factors(old)
     for name, origin in lineage.origins.items():
-        if not isinstance(origin, Descent):
-            like = old[origin.like].detach()
-            new[name] = _filled(torch.empty_like(like), origin.fill)
-        elif origin.maps:
-            new[name] = _weight(old[origin.ancestor].detach(), origin)
-        else:
-            tensor = old[origin.ancestor].detach()
-            new[name] = tensor.clone() if origin.ancestor in moved else tensor
-            moved.add(origin.ancestor)
+        match origin:
+            case Newborn(like):
+                new[name] = _newborn(old[like].detach(), origin)
+            case Merged():
+                new[name] = factors.merged(origin)
+            case Truncated():
+                new[name] = factors.truncated(origin)
+            case Descent(ancestor, maps) if maps:
+                new[name] = _weight(old[ancestor].detach(), origin)
+            case Descent(ancestor):
+                tensor = old[ancestor].detach()
+                new[name] = tensor.clone() if ancestor in moved else tensor
+                moved.add(ancestor)
     return new
 
 
@@ -102,6 +108,11 @@ def transplant_states(
         moved.add(origin.ancestor)
     dropped = sum(_size(state) for name, state in old.items() if name not in trained)
     return new, Census(carried, scaled, newborn, dropped)
+
+
+def _newborn(like: Tensor, origin: Newborn) -> Tensor:
+    dtype = torch.promote_types(like.dtype, torch.float32) if origin.wide else like.dtype
+    return _filled(torch.empty(origin.shape or like.shape, dtype=dtype, device=like.device), origin.fill)
 
 
 def _weight(old: Tensor, origin: Descent) -> Tensor:

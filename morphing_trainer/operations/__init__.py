@@ -20,6 +20,15 @@ from morphing_trainer.operations.learning_rate import (
     SetLr,
     SetWarmupIters,
 )
+from morphing_trainer.operations.lora import (
+    ChangeLoraAlpha,
+    DecreaseAttnLoraScaling,
+    DecreaseVocabLoraScaling,
+    MergeLoraWeights,
+    SetAttnLoraRank,
+    SetEmbeddingLoraRank,
+    SetLayerLoraRank,
+)
 from morphing_trainer.operations.optimizer import ResetOptimizerState
 from morphing_trainer.operations.width import SetMlpWidth, WidenMlp
 
@@ -42,6 +51,13 @@ OPERATIONS: dict[str, type[Operation]] = {
     "stack_layers": StackLayers,
     "widen_mlp": WidenMlp,
     "set_mlp_width": SetMlpWidth,
+    "decrease_attn_lora_scaling": DecreaseAttnLoraScaling,
+    "decrease_vocab_lora_scaling": DecreaseVocabLoraScaling,
+    "set_attn_lora_rank": SetAttnLoraRank,
+    "set_embedding_lora_rank": SetEmbeddingLoraRank,
+    "set_layer_lora_rank": SetLayerLoraRank,
+    "merge_lora_weights": MergeLoraWeights,
+    "change_lora_alpha": ChangeLoraAlpha,
     "freeze_layer": FreezeLayer,
     "unfreeze_layer": UnfreezeLayer,
 }

@@ -72,6 +72,11 @@ class ArchitectureOperation(Operation):
         raise NotImplementedError
 
 
+def draw_seed(rng: torch.Generator) -> int:
+    """The seed of further draws."""
+    return int(torch.randint(2**62, (1,), generator=rng))
+
+
 def _positive(value: float) -> float:
     if not 0 < value < float("inf"):
         raise ValueError(f"must be a positive, finite number, is {value}")

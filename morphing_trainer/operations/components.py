@@ -29,6 +29,19 @@ def _known(pattern: str) -> str:
     return pattern
 
 
+def check_adaptable(pattern: str) -> None:
+    """Refuse a pattern that names components without a matrix that LoRA could adapt.
+
+    Raises:
+        ValueError: naming those that have one.
+    """
+    _known(pattern)
+    able = {kind: modules for family in ARCHITECTURES.values() for kind, modules in family.adaptable.items()}
+    if pattern.partition(".")[0] not in able:
+        names = (f"{kind}.N" if "{layer}" in modules[0] else kind for kind, modules in sorted(able.items()))
+        raise ValueError(f"{pattern!r} is not a component that can carry an adapter; those are {', '.join(names)}")
+
+
 def _known_each(value: str | list[str]) -> str | list[str]:
     if not value:
         raise ValueError("must name at least one component, such as attn.0")

@@ -48,7 +48,7 @@ class StackLayers(ArchitectureOperation):
         sources = self._sources(spec.layers)
         originals = {sources.index(layer) for layer in range(spec.layers) if layer in sources}
         identity = set(range(len(sources))) - originals if self.init == "identity" else set()
-        new = spec.evolve(layers=len(sources))
+        new = spec.restacked(sources)
         lineage = regather(spec, new, sources, identity)
         return Morph(new.evolve(lineage.inherit(spec.frozen)), lineage, preserving=self.init == "identity")
 

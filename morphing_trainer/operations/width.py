@@ -10,7 +10,7 @@ from torch import Tensor
 
 from morphing_trainer.errors import OperationError
 from morphing_trainer.lineage import NEWBORN, Fill, ModelSpec, Units, resize
-from morphing_trainer.operations.base import ArchitectureOperation, Count, GrowthFactor, Morph
+from morphing_trainer.operations.base import ArchitectureOperation, Count, GrowthFactor, Morph, draw_seed
 
 MOST_UNITS = 2**24
 """Wider than any model; a slip of the finger must not keep the dry run busy for hours."""
@@ -41,7 +41,7 @@ class _Widening(ArchitectureOperation):
             raise OperationError(f"{target} MLP units are more than can be meant; the limit is {MOST_UNITS}")
         new = spec.evolve(mlp=target)
         units = [self._units(spec.mlp, target, rng) for _ in range(spec.layers)]
-        fill = Fill(std=float(spec.config.initializer_range), seed=_seed(rng))
+        fill = Fill(std=float(spec.config.initializer_range), seed=draw_seed(rng))
         lineage = resize(spec, new, "mlp", units, fill)
         return Morph(new.evolve(lineage.inherit(spec.frozen)), lineage, preserving=self.noise == 0)
 
@@ -51,7 +51,7 @@ class _Widening(ArchitectureOperation):
             return Units(source, torch.ones(new, dtype=torch.float64))
         source = _balanced(old, new, rng)
         share = _even(source, old) if self.split == "even" else _uneven(source, old, rng)
-        return Units(source, share, Fill(self.noise, _seed(rng)) if self.noise else None)
+        return Units(source, share, Fill(self.noise, draw_seed(rng)) if self.noise else None)
 
 
 class WidenMlp(_Widening):
@@ -87,10 +87,6 @@ class SetMlpWidth(_Widening):
         if self.value < spec.mlp:
             raise OperationError(f"the MLP has {spec.mlp} units already and cannot shrink to {self.value}")
         return self.value
-
-
-def _seed(rng: torch.Generator) -> int:
-    return int(torch.randint(2**62, (1,), generator=rng))
 
 
 def _balanced(old: int, new: int, rng: torch.Generator) -> Tensor:

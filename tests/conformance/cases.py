@@ -19,6 +19,7 @@ class Case:
         preserving: the function stays.
         sources: old layer behind each new one.
         frozen: components that are frozen before.
+        lora: adapters that the model has before, a key of `ADAPTERS`; "" for none.
         random: another seed gives another model.
         inert: training goes on as if nothing had happened.
     """
@@ -30,25 +31,60 @@ class Case:
     frozen: tuple[str, ...] = ()
     random: bool = False
     inert: bool = False
+    lora: str = ""
 
     @property
     def name(self) -> str:
         return str(self.written["name"])
 
 
-def _stack(id: str, value: Any, *sources: int, frozen: tuple[str, ...] = (), **options: str) -> Case:
+def _stack(id: str, value: Any, *sources: int, frozen: tuple[str, ...] = (), lora: str = "", **options: str) -> Case:
     written = {"name": "stack_layers", "value": value, **options}
-    return Case(id, written, options.get("init") == "identity", sources, frozen)
+    return Case(id, written, options.get("init") == "identity", sources, frozen, lora=lora)
 
 
-def _wide(id: str, value: float, name: str = "widen_mlp", frozen: tuple[str, ...] = (), **options: Any) -> Case:
+def _wide(
+    id: str, value: float, name: str = "widen_mlp", frozen: tuple[str, ...] = (), lora: str = "", **options: Any
+) -> Case:
     written = {"name": name, "value": value, **options}
-    return Case(id, written, not options.get("noise"), frozen=frozen, random=True)
+    return Case(id, written, not options.get("noise"), frozen=frozen, random=True, lora=lora)
 
 
-def _same(id: str, name: str, value: Any, *frozen: str, inert: bool = False) -> Case:
-    return Case(id, {"name": name, "value": value}, frozen=frozen, inert=inert)
+def _same(id: str, name: str, value: Any, *frozen: str, inert: bool = False, lora: str = "") -> Case:
+    return Case(id, {"name": name, "value": value}, frozen=frozen, inert=inert, lora=lora)
 
+
+def _lora(
+    id: str,
+    name: str,
+    value: Any,
+    *frozen: str,
+    on: str = "lora",
+    preserving: bool = True,
+    random: bool = False,
+    inert: bool = False,
+    **options: Any,
+) -> Case:
+    return Case(id, {"name": name, "value": value, **options}, preserving, (0, 1), frozen, random, inert, on)
+
+
+_MIXED = {
+    "transformer.h.0.attn.c_attn": (4, 8),
+    "transformer.h.0.attn.c_proj": (2, 3),
+    "transformer.h.1.attn.c_attn": (3, 8),
+    "transformer.h.1.attn.c_proj": (6, 3),
+    "transformer.h.0.mlp.c_fc": (5, 10),
+    "transformer.h.1.mlp.c_fc": (2, 7),
+    "transformer.h.1.mlp.c_proj": (4, 2.5),
+    "transformer.wte": (3, 6),
+    "lm_head": (2, 5),
+}
+ADAPTERS: dict[str, tuple[bool, dict[str, tuple[int, float]]]] = {
+    "": (False, {}),
+    "lora": (False, _MIXED),
+    "rslora": (True, _MIXED),
+}
+"""Name -> whether rsLoRA, and module -> (rank, alpha). A tied head has the embedding's adapter, not its own."""
 
 ARCHITECTURE = (
     _stack("stack", 2, 0, 1, 0, 1),
@@ -85,6 +121,59 @@ ARCHITECTURE = (
     _same("unfreeze-none", "unfreeze_layer", "wpe", "attn.0", inert=True),
     _same("reset", "reset_optimizer_state", None),
     _same("reset-part", "reset_optimizer_state", ["attn.0", "wte"], "mlp.1"),
+    # The same with adapters.
+    _stack("lora-stack", 2, 0, 1, 0, 1, lora="lora"),
+    _stack("lora-stack-interleave", 2, 0, 0, 1, 1, order="interleave", lora="rslora"),
+    _stack("lora-stack-list", [1, 1, 1], 1, 1, 1, lora="lora", frozen=("attn.1", "wte")),
+    _stack("lora-identity", 2, 0, 1, 0, 1, init="identity", lora="rslora"),
+    _stack("lora-identity-list", [0, 1, 1, 0], 0, 1, 1, 0, init="identity", lora="lora", frozen=("h.1",)),
+    _wide("lora-widen", 2, lora="lora"),
+    _wide("lora-widen-even", 1.5, split="even", lora="rslora"),
+    _wide("lora-widen-newborn", 1.5, split="newborn", lora="lora", frozen=("attn.0",)),
+    _wide("lora-widen-noise", 2, noise=0.1, lora="lora"),
+    _same("lora-freeze", "freeze_layer", ["attn.0", "ln_f", "mlp.1"], lora="lora"),
+    _same("lora-unfreeze", "unfreeze_layer", "*", "h.0", "wte", lora="rslora"),
+    _same("lora-reset", "reset_optimizer_state", ["attn.*", "wte"], "mlp.1", lora="lora"),
+    # Ranks.
+    _lora("attn-make", "set_attn_lora_rank", 4, on="", random=True),
+    _lora("attn-make-frozen", "set_attn_lora_rank", 4, "attn.1", on="", random=True, alpha=2),
+    _lora("attn-raise", "set_attn_lora_rank", 8, random=True),
+    _lora("attn-raise-rs", "set_attn_lora_rank", 8, "h.0", on="rslora", random=True),
+    _lora("attn-lower", "set_attn_lora_rank", 2, residual="merge"),
+    _lora("attn-lower-rs", "set_attn_lora_rank", 1, "attn.0", on="rslora"),
+    _lora("attn-drop", "set_attn_lora_rank", 1, preserving=False, residual="drop"),
+    _lora("attn-mixed", "set_attn_lora_rank", 3, random=True, alpha=12),
+    _lora("attn-remove", "set_attn_lora_rank", 0, "attn.1"),
+    _lora("embedding-make", "set_embedding_lora_rank", 2, on="", random=True),
+    _lora("embedding-raise", "set_embedding_lora_rank", 5, on="rslora", random=True, alpha=5),
+    _lora("embedding-lower", "set_embedding_lora_rank", 1),
+    _lora("embedding-drop", "set_embedding_lora_rank", 1, on="rslora", preserving=False, residual="drop"),
+    _lora("embedding-same", "set_embedding_lora_rank", 3, inert=True),
+    _lora("embedding-remove", "set_embedding_lora_rank", 0),
+    _lora("layer-make", "set_layer_lora_rank", ["mlp.0", 3], on="", random=True, alpha=4.5),
+    _lora("layer-make-beside", "set_layer_lora_rank", ["wpe", 3], on="rslora", random=True),
+    _lora("layer-raise", "set_layer_lora_rank", ["attn.1", 9], random=True),
+    _lora("layer-lower", "set_layer_lora_rank", ["mlp.1", 1], on="rslora"),
+    _lora("layer-drop", "set_layer_lora_rank", ["mlp.0-1", 1], preserving=False, random=True, residual="drop"),
+    _lora("layer-glob", "set_layer_lora_rank", ["mlp.*", 4], random=True),
+    _lora("layer-remove", "set_layer_lora_rank", ["attn.0", 0]),
+    _lora("decrease-attn", "decrease_attn_lora_scaling", 2, random=True),
+    _lora("decrease-attn-lower", "decrease_attn_lora_scaling", 0.4, on="rslora", residual="merge"),
+    _lora("decrease-attn-drop", "decrease_attn_lora_scaling", 0.2, preserving=False, residual="drop"),
+    _lora("decrease-vocab", "decrease_vocab_lora_scaling", 2, on="rslora", random=True),
+    _lora("decrease-vocab-lower", "decrease_vocab_lora_scaling", 0.5),
+    _lora("decrease-vocab-drop", "decrease_vocab_lora_scaling", 0.5, preserving=False, residual="drop"),
+    # Merges and alpha.
+    _lora("merge", "merge_lora_weights", None, random=True),
+    _lora("merge-rs", "merge_lora_weights", None, "attn.0", "wte", on="rslora", random=True, restart=True),
+    _lora("merge-remove", "merge_lora_weights", None, restart=False),
+    _lora("merge-remove-rs", "merge_lora_weights", None, "h.1", on="rslora", restart=False),
+    _lora("merge-nothing", "merge_lora_weights", None, on="", inert=True),
+    _lora("alpha", "change_lora_alpha", 2, preserving=False),
+    _lora("alpha-rs", "change_lora_alpha", 0.4, "mlp.1", on="rslora", preserving=False, compensate=False),
+    _lora("alpha-compensate", "change_lora_alpha", 3, compensate=True),
+    _lora("alpha-compensate-rs", "change_lora_alpha", 0.3, "wte", on="rslora", compensate=True),
+    _lora("alpha-none", "change_lora_alpha", 2, on="", inert=True),
 )
 
 BEFORE = Settings(1e-3, batch_size=12, grad_accum=3, warmup_steps=7, eval_iters=5, eval_interval=9, lr_anchor=2)

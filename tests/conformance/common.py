@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
+from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from torch.optim import Optimizer
 from transformers import GPT2LMHeadModel
 
-from morphing_trainer.lineage import NEWBORN, AxisMap, ModelSpec
+from morphing_trainer.engine import dressed
+from morphing_trainer.lineage import NEWBORN, AxisMap, ModelSpec, Readaption, Site, readapt, transplant_weights
+from morphing_trainer.lineage.adapters import canonical
 from morphing_trainer.operations import ArchitectureOperation, Morph, Operation
 from morphing_trainer.operations.components import resolve
 from morphing_trainer.planning import operation_rng
 from morphing_trainer.schedule import Schedule
-from tests.conformance.cases import Case
+from tests.conformance.cases import ADAPTERS, Case
 from tests.support import LENGTH, VOCAB, tiny_model
 
 MakeOptimizer = Callable[[Iterable[Any]], Optimizer]
@@ -45,18 +50,36 @@ def train(model: Any, optimizer: Optimizer, steps: int, start: int = 0) -> float
     return float(loss.detach())
 
 
+def adapted(model: GPT2LMHeadModel, sites: Mapping[str, tuple[int, float]], rslora: bool = False) -> GPT2LMHeadModel:
+    """The model with adapters of these ranks and alphas; a tied head has none of its own."""
+    spec = ModelSpec.of(model)
+    bare = replace(spec, adapter=canonical({}, LoraConfig(use_rslora=rslora)))
+    new = bare.readapted({name: Site(*site) for name, site in sites.items() if name not in heads(model)})
+    weights = transplant_weights(readapt(bare, new, Readaption(seed=11)), named(model))
+    return dressed(new, weights, like=model)
+
+
+def heads(model: GPT2LMHeadModel) -> tuple[str, ...]:
+    """Modules that share their weight with another."""
+    return ("lm_head",) if model.config.tie_word_embeddings else ()
+
+
 @cache
 def _made(
-    frozen: tuple[str, ...], dtype: torch.dtype, tied: bool, make: MakeOptimizer, steps: int
+    frozen: tuple[str, ...], dtype: torch.dtype, tied: bool, make: MakeOptimizer, steps: int, lora: str
 ) -> tuple[GPT2LMHeadModel, Optimizer]:
     model = tiny_model(tie_word_embeddings=tied).to(dtype)
+    rslora, sites = ADAPTERS[lora]
+    if sites:
+        model = adapted(model, sites, rslora)
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(dtype)
-    parts = resolve(ModelSpec.of(model), frozen) if frozen else {}
+    spec = ModelSpec.of(model)
+    still = spec.hosts.union(*resolve(spec, frozen).values()) if frozen else spec.hosts
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(not any(name in names for names in parts.values()))
+        parameter.requires_grad_(name not in still)
     optimizer = make([parameter for parameter in model.parameters() if parameter.requires_grad])
     train(model, optimizer, steps)
     return model, optimizer
@@ -68,13 +91,14 @@ def with_history(
     tied: bool = True,
     make: MakeOptimizer = adamw,
     steps: int = 3,
+    lora: str = "",
 ) -> tuple[GPT2LMHeadModel, Optimizer]:
     """A model far from its initialisation, and an optimizer over its trainable part that has made `steps` steps."""
-    return copy.deepcopy(_made(tuple(frozen), dtype, tied, make, steps))
+    return copy.deepcopy(_made(tuple(frozen), dtype, tied, make, steps, lora))
 
 
 def of(case: Case, **options: Any) -> tuple[GPT2LMHeadModel, Optimizer]:
-    return with_history(case.frozen, **options)
+    return with_history(case.frozen, lora=case.lora, **options)
 
 
 def parsed(written: Any) -> Operation:
@@ -100,6 +124,17 @@ def distance(left: Tensor, right: Tensor) -> float:
 
 def named(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     return dict(model.named_parameters())
+
+
+def effective(model: torch.nn.Module) -> dict[str, Tensor]:
+    """The weights as the model without adapters would have them, each with what PEFT says its adapter adds."""
+    found = {
+        name.replace(".base_layer", ""): each.detach() for name, each in named(model).items() if ".lora_" not in name
+    }
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLayer) and f"{name}.weight" in found:
+            found[f"{name}.weight"] = found[f"{name}.weight"] + module.get_delta_weight("default").detach()
+    return found
 
 
 def states(model: torch.nn.Module, optimizer: Optimizer) -> dict[str, dict[str, Any]]:
@@ -128,6 +163,7 @@ def everything(model: torch.nn.Module, optimizer: Optimizer | None) -> dict[str,
         "trained": {name: parameter.requires_grad for name, parameter in model.named_parameters()},
         "modes": {name: module.training for name, module in model.named_modules()},
         "config": model.config.to_dict(),
+        "adapters": {name: config.to_dict() for name, config in getattr(model, "peft_config", {}).items()},
         "optimizer": copy.deepcopy(optimizer.state_dict()) if optimizer else None,
         "groups": [[id(p) for p in group["params"]] for group in optimizer.param_groups] if optimizer else None,
         "torch": torch.get_rng_state(),

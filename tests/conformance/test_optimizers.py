@@ -12,7 +12,7 @@ from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam, Optimizer, RMSprop
 
 from morphing_trainer import morph
 from morphing_trainer.errors import OperationError
-from morphing_trainer.lineage import AxisMap, Descent, Lineage, transplant_states
+from morphing_trainer.lineage import AxisMap, Descent, Lineage, ModelSpec, transplant_states
 from tests.conformance.cases import Case
 from tests.conformance.common import described, expected, named, states, train, with_history
 
@@ -64,19 +64,21 @@ def test_transplanted_memory_is_what_the_optimizer_would_remember(kind: str) -> 
         torch.testing.assert_close(new["p"][key], value, rtol=1e-12, atol=0.0)
 
 
+CARRIED = {
+    "stack": ("", {"name": "stack_layers", "value": 2}),
+    "widen": ("", {"name": "widen_mlp", "value": 1.5}),
+    "newborn": ("", {"name": "set_mlp_width", "value": 80, "split": "newborn"}),
+    "lora-raise": ("rslora", {"name": "set_attn_lora_rank", "value": 7}),
+    "lora-alpha": ("lora", {"name": "change_lora_alpha", "value": 3}),
+    "lora-compensate": ("lora", {"name": "change_lora_alpha", "value": 3, "compensate": True}),
+}
+
+
 @every_optimizer
-@pytest.mark.parametrize(
-    "written",
-    [
-        {"name": "stack_layers", "value": 2},
-        {"name": "widen_mlp", "value": 1.5},
-        {"name": "set_mlp_width", "value": 80, "split": "newborn"},
-    ],
-    ids=["stack", "widen", "newborn"],
-)
-def test_state_is_carried(kind: str, written: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("lora", "written"), CARRIED.values(), ids=CARRIED)
+def test_state_is_carried(kind: str, lora: str, written: dict[str, Any]) -> None:
     make, orders = MAKERS[kind]
-    model, optimizer = with_history(make=make)
+    model, optimizer = with_history(make=make, lora=lora)
     before = states(model, optimizer)
     lineage = described(Case("", written), model).lineage
     new, new_optimizer, record = morph(model, written, optimizer)
@@ -84,8 +86,9 @@ def test_state_is_carried(kind: str, written: dict[str, Any]) -> None:
     assert new_optimizer.defaults == optimizer.defaults
     assert record.moments["carried"] > 0
     assert record.moments["dropped"] == 0
-    for name, state in states(new, new_optimizer).items():
-        origin = lineage.origins[name]
+    trained = {name for name, parameter in named(new).items() if parameter.requires_grad}
+    for name in trained:
+        origin, state = lineage.origins[name], states(new, new_optimizer)[name]
         assert isinstance(origin, Descent)
         old = before[origin.ancestor]
         assert state.keys() == old.keys() >= orders.keys()
@@ -100,7 +103,25 @@ def test_state_is_carried(kind: str, written: dict[str, Any]) -> None:
             assert torch.equal(torch.as_tensor(state[key]), torch.as_tensor(old[key]))
     start = {name: parameter.detach().clone() for name, parameter in named(new).items()}
     train(new, new_optimizer, 2, start=10)
-    assert not any(torch.equal(parameter.detach(), start[name]) for name, parameter in named(new).items())
+    assert trained == {name for name, each in named(new).items() if not torch.equal(each.detach(), start[name])}
+
+
+@every_optimizer
+def test_memory_of_merged_and_truncated_adapters_starts_afresh(kind: str) -> None:
+    make, _ = MAKERS[kind]
+    for written in (
+        {"name": "set_attn_lora_rank", "value": 1},
+        {"name": "merge_lora_weights", "value": None},
+        {"name": "set_layer_lora_rank", "value": ["attn.*", 0]},
+    ):
+        model, optimizer = with_history(make=make, lora="lora")
+        new, new_optimizer, record = morph(model, written, optimizer)
+        for name, state in states(new, new_optimizer).items():
+            if ".attn." in name and "bias" not in name:
+                assert not state or state["step"] == 0, name  # Adagrad makes its state, with step 0, at once
+        assert record.moments["newborn"] > 0
+        assert record.moments["dropped"] > 0
+        train(new, new_optimizer, 2, start=10)
 
 
 def test_factored_memory_is_carried_where_shapes_stay_and_refused_by_name_where_they_change() -> None:
@@ -152,8 +173,10 @@ def _grouped(model: torch.nn.Module) -> Optimizer:
         ({"name": "freeze_layer", "value": ["ln_*.*", "attn.*", "mlp.*", "ln_f"]}, ()),
         ({"name": "unfreeze_layer", "value": "h.0"}, ("h.0",)),
         ({"name": "unfreeze_layer", "value": ["h.*", "wpe"]}, ("h.*", "wpe")),
+        ({"name": "set_attn_lora_rank", "value": 2}, ()),
+        ({"name": "set_embedding_lora_rank", "value": 2}, ("h.*", "ln_f", "wpe")),
     ],
-    ids=["stack", "identity", "widen", "freeze", "thaw", "thaw-all"],
+    ids=["stack", "identity", "widen", "freeze", "thaw", "thaw-all", "lora", "lora-alone"],
 )
 def test_param_groups_follow(written: dict[str, Any], frozen: tuple[str, ...]) -> None:
     model, _ = with_history(frozen)
@@ -170,7 +193,8 @@ def test_param_groups_follow(written: dict[str, Any], frozen: tuple[str, ...]) -
     train(new, new_optimizer, 1)
     again, its_optimizer, _ = morph(new, {"name": "unfreeze_layer", "value": "*"}, new_optimizer)
     assert [len(group["params"]) for group in its_optimizer.param_groups] == [
-        sum((p.ndim > 1) == is_matrix for p in again.parameters()) for is_matrix in (True, False)
+        sum((p.ndim > 1) == is_matrix and name not in ModelSpec.of(again).hosts for name, p in named(again).items())
+        for is_matrix in (True, False)
     ]
 
 

@@ -16,12 +16,13 @@ from morphing_trainer.lineage import (
     Lineage,
     ModelSpec,
     Newborn,
+    Site,
     Units,
     regather,
     resize,
     transplant_weights,
 )
-from tests.support import tiny_model
+from tests.support import tiny_config, tiny_model
 
 
 def _logits(model: torch.nn.Module) -> torch.Tensor:
@@ -49,6 +50,9 @@ class Toy:
     architecture: Architecture
     shapes: dict[str, torch.Size]
 
+    def adapter_at(self, name: str) -> None:
+        """It has none."""
+
 
 TOY = Architecture(
     model_type="toy",
@@ -61,6 +65,8 @@ TOY = Architecture(
         "layer.{layer}.out": (reads("unit"), writes("model")),
     },
     components={},
+    adaptable={},
+    embeddings=frozenset(),
     tied={},
     residual_writers=("layer.{layer}.out",),
     depth="layers",
@@ -110,9 +116,27 @@ def test_roles_of_axes_on_a_made_up_architecture() -> None:
     assert origins["layer.1.qkv"].noise is None
 
 
+def test_the_table_of_gpt2_names_every_parameter_of_an_adapter() -> None:
+    for tied in (True, False):
+        spec = ModelSpec(tiny_config(tie_word_embeddings=tied))
+        modules = [module for kind in spec.architecture.adaptable for module in spec.modules(kind)]
+        full = spec.readapted({module: Site(5, 1) for module in modules if not (tied and module == "lm_head")})
+        sizes = {"vocab": 32, "position": 16, "hidden": 16, "head": 16, "mlp": 64, "rank": 5}
+        for name, shape in full.shapes.items():
+            key, layer = GPT2.locate(name)
+            assert [sizes[axis.name] * axis.parts for axis in GPT2.tensors[key]] == list(shape), name
+            assert (layer is None) == (".h." not in name)
+            adapter = full.adapter_at(name)
+            assert (adapter is not None) == (".lora_" in name)
+            if adapter is not None:
+                assert name in (adapter.a, adapter.b)
+                assert {adapter.drawn, adapter.zeroed} == {adapter.a, adapter.b}
+                assert adapter.host in full.hosts
+
+
 def test_regather_names_ancestors_layer_by_layer() -> None:
     spec = ModelSpec.of(tiny_model())
-    lineage = regather(spec, spec.evolve(layers=3), [1, 0, 1], identity={2})
+    lineage = regather(spec, spec.restacked([1, 0, 1]), [1, 0, 1], identity={2})
     ancestors = {name: lineage.ancestor(name) for name in lineage.origins}
     assert ancestors["transformer.h.0.ln_1.weight"] == "transformer.h.1.ln_1.weight"
     assert ancestors["transformer.h.1.mlp.c_proj.bias"] == "transformer.h.0.mlp.c_proj.bias"
@@ -124,6 +148,71 @@ def test_regather_names_ancestors_layer_by_layer() -> None:
     assert all(origin.silent and origin.moments == "newborn" for origin in rest)
     others: Any = [origin for name, origin in lineage.origins.items() if ".h.2." not in name]
     assert not any(origin.silent or origin.maps or origin.moments == "newborn" for origin in others)
+
+
+ADAPTED = ModelSpec(tiny_config()).readapted(
+    {
+        "transformer.h.0.mlp.c_fc": Site(2, 8),
+        "transformer.h.1.mlp.c_proj": Site(3, 4),
+        "transformer.h.1.attn.c_attn": Site(4, 2),
+        "transformer.wte": Site(5, 1),
+    }
+)
+
+
+def test_adapters_are_gathered_with_their_layers() -> None:
+    new = ADAPTED.restacked([1, 0, 1])
+    assert new.sites == {
+        "transformer.h.0.attn.c_attn": (4, 2),
+        "transformer.h.0.mlp.c_proj": (3, 4),
+        "transformer.h.1.mlp.c_fc": (2, 8),
+        "transformer.h.2.attn.c_attn": (4, 2),
+        "transformer.h.2.mlp.c_proj": (3, 4),
+        "transformer.wte": (5, 1),
+    }
+    lineage = regather(ADAPTED, new, [1, 0, 1], identity={2})
+    assert list(lineage.origins) == list(new.shapes)
+    a, b, base = (
+        f"transformer.h.{{}}.mlp.c_proj.{part}"
+        for part in ("lora_A.default.weight", "lora_B.default.weight", "base_layer.weight")
+    )
+    for name in (a, b, base):
+        assert lineage.ancestor(name.format(0)) == name.format(1)
+    assert isinstance(lineage.origins[b.format(2)], Newborn), "what adds to the residual stream starts at zero"
+    assert isinstance(lineage.origins[base.format(2)], Newborn)
+    drawn, beside = (
+        lineage.origins[name] for name in (a.format(2), "transformer.h.2.attn.c_attn.lora_B.default.weight")
+    )
+    for origin in (drawn, beside):
+        assert isinstance(origin, Descent), "and what does not is copied"
+        assert origin.silent
+    assert lineage.ancestor("transformer.wte.lora_embedding_A.default") == "transformer.wte.lora_embedding_A.default"
+    assert ADAPTED.restacked([0, 0, 0]).sites.keys() == {f"transformer.h.{i}.mlp.c_fc" for i in range(3)} | {
+        "transformer.wte"
+    }
+
+
+def test_adapters_grow_with_their_weight() -> None:
+    share = torch.cat([torch.full((8,), 0.25), torch.ones(56), torch.full((8,), 0.75)]).double()
+    units = Units(torch.cat([torch.arange(64), torch.arange(8)]), share, noise=Fill(0.1, 2))
+    new = ADAPTED.evolve(mlp=72)
+    origins: Any = resize(ADAPTED, new, "mlp", [units, units], Fill(0.02, 1)).origins
+    written, read = (f"transformer.h.{layer}.mlp.{name}." for layer, name in ((0, "c_fc"), (1, "c_proj")))
+    for name, dim in ((f"{written}lora_B.default.weight", 0), (f"{written}base_layer.weight", 1)):
+        (entry,) = origins[name].maps
+        assert (entry.dim, entry.weight, entry.grad.tolist()) == (dim, None, share.tolist())
+    for name, dim in ((f"{read}lora_A.default.weight", 1), (f"{read}base_layer.weight", 0)):
+        (entry,) = origins[name].maps
+        assert (entry.dim, entry.weight.tolist(), entry.grad) == (dim, share.tolist(), None)
+    for name in (
+        f"{written}lora_A.default.weight",
+        f"{read}lora_B.default.weight",
+        "transformer.wte.base_layer.weight",
+    ):
+        assert origins[name].maps == ()
+    disturbed = {name for name, origin in origins.items() if origin.noise is not None}
+    assert disturbed == {f"{written}base_layer.weight", "transformer.h.1.mlp.c_fc.weight"}, "a weight once, in itself"
+    assert {name for name, origin in origins.items() if origin.fill.std} == disturbed
 
 
 def test_flags_are_inherited_from_ancestors() -> None:

@@ -34,7 +34,9 @@ def test_described_and_built_again(changes: dict[str, Any]) -> None:
     assert (spec.layers, spec.hidden) == (len(model.transformer.h), 16)
     assert spec.mlp == model.transformer.h[0].mlp.c_fc.weight.shape[1]
     assert spec.facts() == {
-        name: getattr(spec, name) for name in ("layers", "hidden", "mlp", "parameters", "trainable")
+        **{name: getattr(spec, name) for name in ("layers", "hidden", "mlp", "parameters", "trainable")},
+        "lora_rank": 0,
+        "lora_modules": 0,
     }
     state = torch.get_rng_state()
     built = spec.build("meta")
@@ -57,7 +59,7 @@ def test_a_description_does_not_follow_the_model_around() -> None:
 def test_evolve_changes_a_copy() -> None:
     spec = ModelSpec(tiny_config(), frozenset({"transformer.wpe.weight"}))
     before = copy.deepcopy(spec.to_dict())
-    new = spec.evolve(layers=4, mlp=80)
+    new = spec.restacked([0, 1, 0, 1]).evolve(mlp=80)
     assert (new.layers, new.mlp, new.frozen) == (4, 80, spec.frozen)
     assert (new.config.n_layer, new.config.num_hidden_layers, new.config.n_inner) == (4, 4, 80)
     assert spec.to_dict() == before

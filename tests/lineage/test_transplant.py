@@ -20,7 +20,10 @@ from morphing_trainer.lineage import (
     Descent,
     Fill,
     Lineage,
+    Merged,
     Newborn,
+    Product,
+    Truncated,
     transplant_states,
     transplant_weights,
 )
@@ -142,6 +145,41 @@ def test_a_parameter_that_is_newborn_as_a_whole() -> None:
     states, census = transplant_states(lineage, {"p": _adam(old)}, dict.fromkeys(new, 6), frozenset())
     assert list(states) == ["kept"]
     assert census == Census(carried=6, newborn=12)
+
+
+def test_a_parameter_of_another_shape_and_a_wider_type() -> None:
+    lineage = Lineage(
+        {"wide": Newborn("p", Fill(1.0, 3), (4, 5), wide=True), "same": Newborn("p", Fill(1.0, 3), (4, 5))}
+    )
+    for dtype, wide in (
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float64),
+    ):
+        new = transplant_weights(lineage, {"p": torch.ones(3, 2, dtype=dtype)})
+        assert (new["wide"].dtype, new["same"].dtype) == (wide, dtype)
+        assert {tensor.shape for tensor in new.values()} == {(4, 5)}
+        assert torch.equal(new["same"], new["wide"].to(dtype))
+
+
+def test_what_is_computed_anew_starts_without_memory() -> None:
+    product = Product("a", "b", 1.0)
+    lineage = Lineage(
+        {
+            "w": Merged("w", product, transposed=False, beyond=1),
+            "a": Truncated("a", product, 1, 1.0, "a"),
+            "b": Truncated("b", product, 1, 1.0, "a"),
+            "c": Descent("c"),
+        }
+    )
+    old = {"w": torch.ones(3, 4), "a": torch.ones(2, 4), "b": torch.ones(3, 2), "c": torch.ones(5)}
+    states, census = transplant_states(
+        lineage, {name: _adam(old[name]) for name in "abc"}, {"w": 12, "a": 4, "b": 3, "c": 5}, {"w"}
+    )
+    assert list(states) == ["c"]
+    assert census == Census(carried=5, newborn=4 + 3, dropped=8 + 6)
+    assert lineage.inherit(frozenset({"w", "a"})) == {"w", "a"}
+    assert [lineage.kin(name) for name in "wab"] == ["w", "a", "b"]
 
 
 def test_noise_disturbs_second_copies_only() -> None:
