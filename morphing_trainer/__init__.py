@@ -13,22 +13,27 @@ if TYPE_CHECKING:
     from morphing_trainer.config import MorphingConfig
     from morphing_trainer.errors import MorphError
     from morphing_trainer.functional import Morphed, morph
+    from morphing_trainer.lora import LoraArguments, add_adapters, without_adapters
     from morphing_trainer.schedule import Schedule
     from morphing_trainer.trainer import MorphingTrainer
 
 __version__ = "0.1.0"
 
 _HOME = {
+    "LoraArguments": "lora",
     "MorphCallback": "callback",
     "MorphError": "errors",
     "Morphed": "functional",
     "MorphingConfig": "config",
     "MorphingTrainer": "trainer",
     "Schedule": "schedule",
+    "add_adapters": "lora",
     "morph": "functional",
+    "without_adapters": "lora",
 }
 
 __all__ = [
+    "LoraArguments",
     "MorphCallback",
     "MorphError",
     "Morphed",
@@ -36,7 +41,9 @@ __all__ = [
     "MorphingTrainer",
     "Schedule",
     "__version__",
+    "add_adapters",
     "morph",
+    "without_adapters",
 ]
 
 

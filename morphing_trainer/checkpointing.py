@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ from torch import nn
 from transformers import Trainer
 
 from morphing_trainer.callback import SegmentHandler
-from morphing_trainer.checkpoint import latest_valid, prune, publish, staging_folder, write_manifest
+from morphing_trainer.checkpoint import adapters, latest_valid, prune, publish, staging_folder, write_manifest
 from morphing_trainer.checkpoint.store import checkpoints
 from morphing_trainer.config import MorphingConfig
 from morphing_trainer.engine import optimizer_names, rebuild_optimizer
-from morphing_trainer.errors import CheckpointError
+from morphing_trainer.errors import CheckpointError, ModelError
 from morphing_trainer.lineage import ModelSpec
+from morphing_trainer.lora import without_adapters
 from morphing_trainer.run.applying import bare_optimizer
 from morphing_trainer.run.bundle import REQUIRED, Bundle, load_model, read_bundle, write_bundle
 from morphing_trainer.run.folder import JOURNAL
@@ -40,6 +42,8 @@ class CheckpointingTrainer(Trainer):
     schedule: Schedule
     _bundle: Bundle | None = None
     _staging: Path | None = None
+    _home: Path | None = None
+    """Where the folder that is being written will stand."""
     _pushes: list[str]
     _arguments: dict[str, Any]
     """The arguments as they were given: operations change them while the run goes on."""
@@ -96,6 +100,55 @@ class CheckpointingTrainer(Trainer):
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging) if self._staging is not None else super()._get_output_dir(trial)
 
+    def save_whole(self, folder: Path) -> None:
+        """Save the model as `folder` in one step: an earlier one there is replaced by a whole one, or stays.
+
+        Adapters are merged, or saved beside their base model if `save_merged` is false.
+
+        Raises:
+            ModelError: if the model is dead; it is not saved then.
+        """
+        if dead := self.dead_parameters():
+            raise ModelError(
+                f"the trained model is dead: {len(dead)} of its parameters hold NaN or infinity ({dead[0]} first). It "
+                "is not saved; resume from the last checkpoint with a lower learning rate."
+            )
+        written, old = folder.with_name(f".{folder.name}-new"), folder.with_name(f".{folder.name}-old")
+        if self.is_world_process_zero():
+            shutil.rmtree(written, ignore_errors=True)  # of a save that was cut short
+        self._home = folder
+        try:
+            self.save_model(str(written))
+        finally:
+            self._home = None
+        if self.is_world_process_zero():
+            shutil.rmtree(old, ignore_errors=True)
+            if folder.exists():
+                folder.rename(old)
+            written.rename(folder)
+            shutil.rmtree(old, ignore_errors=True)
+            _log.info("model saved in %s", folder)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """As inherited, of the plain model: with adapters merged, or as the base that they are saved beside."""
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        spec = ModelSpec.of(model)
+        folder = Path(output_dir or str(self.args.output_dir))
+        if self.args.should_save:
+            for name in (adapters.CONFIG, adapters.WEIGHTS):
+                (folder / name).unlink(missing_ok=True)  # of an earlier save: they would be loaded with this model
+        if spec.adapter is None:
+            super()._save(output_dir, state_dict)
+            return
+        beside = bool(spec.sites) and (self._staging is not None or not self.args.save_merged)
+        kept, self.model = self.model, without_adapters(model, merge=not beside)
+        try:
+            super()._save(str(folder))
+        finally:
+            self.model = kept
+        if beside and self.args.should_save:
+            adapters.write_adapters(folder, spec, dict(model.named_parameters()), self._home or folder)
+
     def dead_parameters(self) -> list[str]:
         """Names of the parameters that hold NaN or infinity."""
         return [name for name, weight in self.model.named_parameters() if not torch.isfinite(weight).all()]
@@ -128,12 +181,13 @@ class CheckpointingTrainer(Trainer):
         consensus.settle(failure)
         self._staging = Path(consensus.shared(str(self._staging)))
         staging = self._staging
+        self._home = final
         try:
             super()._save_checkpoint(model, trial)
         except OSError as error:
             failure = error
         finally:
-            self._staging = None
+            self._staging = self._home = None
         consensus.settle(failure)
         try:
             if self.args.should_save:

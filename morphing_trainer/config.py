@@ -29,6 +29,12 @@ class MorphingConfig(TrainingArguments):
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Delete the run that `output_dir` holds and start afresh."}
     )
+    save_merged: bool = field(
+        default=True,
+        metadata={
+            "help": "Save the trained model as a plain one, LoRA adapters merged. Without, base and adapters are saved."
+        },
+    )
     logging_nan_inf_filter: bool = field(
         default=False, metadata={"help": "Must stay off: a filtered loss could fire a trigger on a dead model."}
     )

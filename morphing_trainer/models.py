@@ -22,20 +22,26 @@ from huggingface_hub.errors import (
     StrictDataclassError,
 )
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from safetensors.torch import load_file
+from transformers import AutoConfig, GPT2Config, GPT2LMHeadModel
 from transformers.activations import ACT2FN
 
-from morphing_trainer.errors import ConfigError, ModelError, suggest
+from morphing_trainer.checkpoint import adapters
+from morphing_trainer.errors import ConfigError, ModelError, MorphError, suggest
+from morphing_trainer.lora import load_adapters
 
 DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
 
 _CONFIG_FILE = "config.json"
+_WEIGHTS_FILE = "model.safetensors"
 _WEIGHT_FILES = [
     _CONFIG_FILE,
     "generation_config.json",
-    "model.safetensors",
-    "model.safetensors.index.json",
+    _WEIGHTS_FILE,
+    f"{_WEIGHTS_FILE}.index.json",
     "model-*-of-*.safetensors",
+    adapters.CONFIG,
+    adapters.WEIGHTS,
 ]
 _MASK_BUFFER = re.compile(r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias")  # of the original layout: no parameters
 _INSTEAD = (
@@ -54,7 +60,8 @@ def load_model(
     """Load a GPT-2 from a local folder or a Hub id, every weight of it, in evaluation mode.
 
     Weights are read from `safetensors` only, and no code from the repository is run. The layout of the original
-    `gpt2` (no `transformer.` prefix, mask buffers) is understood. Without a network the Hub cache is used.
+    `gpt2` (no `transformer.` prefix, mask buffers) is understood. Without a network the Hub cache is used. LoRA
+    adapters that are saved beside their base model come with it.
 
     Args:
         revision: branch, tag or commit of a Hub repository.
@@ -84,10 +91,14 @@ def load_model(
         config = _read_config(folder, where)
     if dropout is not None:
         config.resid_pdrop = config.embd_pdrop = config.attn_pdrop = dropout
-    load: Any = AutoModelForCausalLM.from_pretrained
+    load: Any = GPT2LMHeadModel.from_pretrained
+    has_adapters = (folder / adapters.CONFIG).is_file()
     try:
+        # Given the folder, transformers would attach the adapters as well, and report on them only.
+        source = {"state_dict": _state(folder)} if has_adapters else {}
         model, report = load(
-            folder,
+            None if has_adapters else folder,
+            **source,
             config=config,
             dtype=weight_type,
             attn_implementation=attn_implementation,
@@ -101,7 +112,13 @@ def load_model(
         raise ModelError(f"{where}: its weights cannot be loaded: {error} {_advice(error)}") from error
     _check_complete(model, report, where)
     model.config._name_or_path = name_or_path  # rather than the folder in the cache
-    return _shifting(model)
+    model = _shifting(model)
+    if not has_adapters:
+        return model
+    try:
+        return _shifting(load_adapters(model, folder))
+    except MorphError as error:
+        raise ModelError(f"{where}: {error}") from error
 
 
 class Shape(Protocol):
@@ -133,6 +150,14 @@ def new_model(config: GPT2Config, seed: int) -> GPT2LMHeadModel:
     if config.dtype is not None:
         model = model.to(config.dtype)
     return _shifting(model)
+
+
+def _state(folder: Path) -> dict[str, torch.Tensor]:
+    """All weights of the base model in `folder`."""
+    files, index = [_WEIGHTS_FILE], folder / f"{_WEIGHTS_FILE}.index.json"
+    if not (folder / _WEIGHTS_FILE).is_file() and index.is_file():
+        files = sorted({Path(name).name for name in json.loads(index.read_text())["weight_map"].values()})
+    return {name: weight for file in files for name, weight in load_file(folder / file).items()}
 
 
 def _shifting(model: Any) -> GPT2LMHeadModel:
@@ -256,8 +281,8 @@ def _read_config(folder: Path, where: str) -> GPT2Config:
     if not path.is_file():
         nested = sorted(str(p.parent) for p in folder.glob(f"*/{_CONFIG_FILE}"))
         hint = f"; did you mean {nested[-1]!r}?" if nested else f"; {_INSTEAD}"
-        if (folder / "adapter_config.json").is_file():
-            hint = "; it holds a LoRA adapter only: merge it into its base model and give that"
+        if (folder / adapters.CONFIG).is_file():
+            hint = "; it holds adapters only: save them beside their base model, or merge them, and give that"
         raise ModelError(f"{where}: has no {_CONFIG_FILE}{hint}")
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
@@ -269,6 +294,11 @@ def _read_config(folder: Path, where: str) -> GPT2Config:
     if kind != "gpt2":
         what = f"is of model_type {kind!r}" if kind else f"{_CONFIG_FILE} names no model_type"
         raise ModelError(f"{where}: {what}, and only 'gpt2' is supported; {_INSTEAD}")
+    if raw.get("quantization_config"):
+        raise ModelError(
+            f"{where}: its weights are quantised. Growing, merging and rank changes compute with the weights "
+            "themselves, and quantising the result again would change the function; give it in float32 or bfloat16."
+        )
     try:
         config = AutoConfig.from_pretrained(folder)
     except (OSError, ValueError, TypeError, AttributeError, StrictDataclassError) as error:

@@ -9,7 +9,7 @@ Private methods of `Trainer` that are overridden, and why (tests/test_upstream.p
 
     in `checkpointing`, for saving that is atomic and loading that is strict:
     _load_from_checkpoint, _load_optimizer_and_scheduler, _load_best_model, _get_output_dir, _save_checkpoint,
-    _push_from_checkpoint
+    _push_from_checkpoint, _save
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from morphing_trainer.config import MorphingConfig
 from morphing_trainer.engine import rebuild_optimizer
 from morphing_trainer.errors import CheckpointError
 from morphing_trainer.lineage import Census, ModelSpec
+from morphing_trainer.lineage.adapters import bare
 from morphing_trainer.operations import ArchitectureOperation, HyperparameterOperation
 from morphing_trainer.planning import play
 from morphing_trainer.reporting.display import RunDisplay
@@ -37,7 +38,7 @@ from morphing_trainer.reporting.records import Record, Stage
 from morphing_trainer.run.applying import MUTABLE, bare_optimizer, enforce, transplant
 from morphing_trainer.run.beginning import (
     check_arguments,
-    check_batches,
+    check_batch,
     check_devices,
     check_schedule,
     first_settings,
@@ -82,6 +83,8 @@ class MorphingTrainer(SegmentedTrainer):
         **options: Any,
     ) -> None:
         args = check_arguments(model, args)
+        assert model is not None
+        model = bare(model)  # PEFT's wrapper would be lost at the first operation; its adapters are in the model
         self.schedule = Schedule.of(args.scaling_schedule_file if schedule is None else schedule)
         super().__init__(model, args, *positional, **options)
         check_devices(self)
@@ -164,7 +167,7 @@ class MorphingTrainer(SegmentedTrainer):
         spec = ModelSpec.of(self.accelerator.unwrap_model(self.model, keep_torch_compile=False))
         end = last_step(self.args, cursor, 0, settings)
         position = Position().settle(self.schedule)
-        return RunState(spec, {}, settings, settings, spec.layers, spec.mlp, cursor, position, end=end)
+        return RunState(spec, {}, settings, settings, spec, cursor, position, end=end)
 
     def _resumed_state(self, bundle: Bundle) -> tuple[RunState, list[Override]]:
         """The state that a checkpoint holds, under this run's arguments and schedule, and what those change."""
@@ -189,17 +192,17 @@ class MorphingTrainer(SegmentedTrainer):
 
     def _planned(self, state: RunState) -> list[Stage]:
         evaluates = str(getattr(self.args.eval_strategy, "value", self.args.eval_strategy)) != "no"
-        plan = play(
+        return play(
             self.schedule,
             state.spec,
             state.settings,
             seed=self.args.seed,
             position=state.position,
+            steps=state.end,
             evaluates=evaluates and self.eval_dataset is not None,
             can_evaluate=self.eval_dataset is not None,
+            check=lambda stage: check_batch(self.schedule, stage, state.cursor.length, self.args),
         )
-        check_batches(self.schedule, plan, state.cursor.length, self.args)
-        return plan
 
     def _open(self, bundle: Bundle | None) -> Session:
         """Set everything up for a run, fresh or resumed. Nothing is deleted before all of it has been checked."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from morphing_trainer import MorphingConfig, MorphingTrainer
@@ -24,6 +26,25 @@ def tiny_config(**changes: Any) -> GPT2Config:
 
 def tiny_model(seed: int = 0, **changes: Any) -> GPT2LMHeadModel:
     return new_model(tiny_config(**changes), seed)
+
+
+def by_peft(model: GPT2LMHeadModel, **options: Any) -> PeftModel:
+    """The model with adapters that PEFT itself has put on it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what transformers has deprecated, and of mixed layouts
+        found = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", fan_in_fan_out=True, **options))
+    assert isinstance(found, PeftModel)
+    return found
+
+
+def stirred(model: Any, seed: int = 3) -> Any:
+    """The model with other numbers in all matrices of its adapters, as training leaves them."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".lora_" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    return model
 
 
 class Tokens(torch.utils.data.Dataset[dict[str, torch.Tensor]]):

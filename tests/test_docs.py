@@ -9,6 +9,7 @@ from types import ModuleType
 
 import pytest
 
+from morphing_trainer import LoraArguments, add_adapters
 from morphing_trainer.lineage import ModelSpec
 from morphing_trainer.operations import NAMES, OPERATIONS
 from morphing_trainer.planning import play
@@ -16,7 +17,7 @@ from morphing_trainer.run.state import RunState
 from morphing_trainer.schedule import Schedule
 from morphing_trainer.settings import Settings
 from morphing_trainer.triggers import KINDS
-from tests.support import tiny_config
+from tests.support import tiny_config, tiny_model
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "operations.md"
@@ -54,14 +55,14 @@ def test_every_operation_option_and_condition_is_there(text: str) -> None:
 
 def test_every_multiplier_is_there(text: str) -> None:
     spec, settings = ModelSpec(tiny_config()), Settings(1e-3, 8, 1, 0, None, None)
-    run = RunState(spec, {}, settings, settings, 2, 64, cursor=None)  # type: ignore[arg-type]  # not looked at
+    run = RunState(spec, {}, settings, settings, spec, cursor=None)  # type: ignore[arg-type]  # not looked at
     assert all(f"| `{name}` |" in text for name in run.multipliers)
 
 
 def test_every_example_loads_and_plays(text: str, tmp_path: Path) -> None:
     blocks = re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)
     assert len(blocks) > len(OPERATIONS)
-    spec = ModelSpec(tiny_config(n_layer=4))
+    spec = ModelSpec.of(add_adapters(tiny_model(n_layer=4), LoraArguments(2, 2)))
     for number, block in enumerate(blocks):
         path = tmp_path / f"{number}.yaml"
         path.write_text(block)

@@ -197,7 +197,7 @@ def test_damaged_and_missing_files(model: GPT2LMHeadModel, stock: Path, tmp_path
     with pytest.raises(ModelError, match=r"has no config\.json; give a GPT-2 checkpoint such as"):
         load_model(str(stock))
     (stock / "adapter_config.json").write_text("{}")
-    with pytest.raises(ModelError, match=r"holds a LoRA adapter only"):
+    with pytest.raises(ModelError, match=r"has no config\.json; it holds adapters only: save them beside"):
         load_model(str(stock))
 
 

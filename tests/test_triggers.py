@@ -180,7 +180,7 @@ def test_only_what_can_matter_is_named() -> None:
 def session(*entries: dict[str, Any], batch: int = 1) -> Session:
     settings = Settings(1e-3, batch, 1, 0, None, 1)
     spec = ModelSpec(tiny_config())
-    state = RunState(spec, {}, settings, settings, spec.layers, spec.mlp, Cursor(10_000, seed=0), end=100)
+    state = RunState(spec, {}, settings, settings, spec, Cursor(10_000, seed=0), end=100)
     running = Session(Schedule.of(list(entries)), state)
     running.open_segment(CursorBatchSampler(state.cursor, batch))
     return running

@@ -45,6 +45,7 @@ OVERRIDDEN = {
         "epochs_trained",
         "steps_trained_in_current_epoch",
     ],
+    "_save": ["output_dir", "state_dict"],
     "_save_checkpoint": ["model", "trial"],
     "create_scheduler": ["num_training_steps", "optimizer"],
     "get_batch_samples": ["epoch_iterator", "num_batches", "device"],

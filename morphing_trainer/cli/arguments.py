@@ -1,7 +1,7 @@
 """Arguments of a run: config files give defaults, the command line wins, nothing wrong passes unnoticed.
 
 Both sources become one dictionary of given values, each with its origin, so that an error can name file and line.
-The command line is read by `HfArgumentParser` over the three dataclasses; file values are held against the same types.
+The command line is read by `HfArgumentParser` over the four dataclasses; file values are held against the same types.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from morphing_trainer.cli.groups import FIELDS, DataArguments, Given, ModelArgum
 from morphing_trainer.cli.values import value_problems
 from morphing_trainer.config import MorphingConfig
 from morphing_trainer.errors import ConfigError, Problem
+from morphing_trainer.lora import LoraArguments
 
 
 class Arguments(NamedTuple):
@@ -24,6 +25,7 @@ class Arguments(NamedTuple):
 
     model: ModelArguments
     data: DataArguments
+    lora: LoraArguments
     training: MorphingConfig
 
 
@@ -66,4 +68,4 @@ def _origin(message: str, given: Mapping[str, Given]) -> str:
     return ", ".join(dict.fromkeys(given[name].where for name in named)) or "training arguments"
 
 
-__all__ = ["Arguments", "DataArguments", "ModelArguments", "parse"]
+__all__ = ["Arguments", "DataArguments", "LoraArguments", "ModelArguments", "parse"]

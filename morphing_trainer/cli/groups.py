@@ -1,4 +1,4 @@
-"""The arguments of a run in their three groups, and what is known of each: type, default, help."""
+"""The arguments of a run in their four groups, and what is known of each: type, default, help."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from enum import Enum
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from morphing_trainer.config import MorphingConfig
+from morphing_trainer.lora import LoraArguments
 
 Texts = list[str] | None | str  # in this order HfArgumentParser takes several values for one option
 
@@ -83,14 +84,20 @@ class Field(NamedTuple):
     metadata: Mapping[str, Any]
 
 
-TITLES = {ModelArguments: "model", DataArguments: "data", MorphingConfig: "training"}
+TITLES = {ModelArguments: "model", DataArguments: "data", LoraArguments: "LoRA", MorphingConfig: "training"}
 _NOT_TEXT = {"parallelism_config"}  # takes an object
 NOT_IN_HELP = {"deepspeed", "auto_find_batch_size", "enable_jit_checkpoint", "logging_nan_inf_filter", "local_rank"}
 _HINTS: dict[str, Any] = {  # where TrainingArguments' own type leaves the command line less than a file
     "report_to": Texts,
+    "lora_target_modules": Texts,
     "include_num_input_tokens_seen": Literal["no", "all", "non_padding"],
 }
-FAMILIAR = {"lr": "learning_rate", "epochs": "num_train_epochs", "schedule": "scaling_schedule_file"}
+FAMILIAR = {
+    "lr": "learning_rate",
+    "epochs": "num_train_epochs",
+    "schedule": "scaling_schedule_file",
+    **dict.fromkeys(("lora", "rank", "lora_rank"), "lora_r"),
+}
 _HELP = {
     "output_dir": "Folder of the run. Default: runs/<name of the config file>.",
     "resume_from_checkpoint": "Go on with the run in `output_dir` (true), or with the checkpoint in the folder given.",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +15,8 @@ from morphing_trainer.cli.arguments import Arguments, DataArguments, parse
 from morphing_trainer.data.packing import Blocks, collate, pack
 from morphing_trainer.data.sources import TextSplits, load_texts
 from morphing_trainer.data.tokenizer import check_fits, load_tokenizer, train_tokenizer
-from morphing_trainer.errors import ModelError, MorphError
+from morphing_trainer.errors import MorphError
+from morphing_trainer.lora import add_adapters
 from morphing_trainer.models import load_model, new_model, scratch_config
 from morphing_trainer.run.folder import MODEL, check_output_dir
 from morphing_trainer.run.signals import RunInterrupted
@@ -54,7 +53,7 @@ def train(arguments: Arguments) -> MorphingTrainer:
     with args.main_process_first(desc="preparing the data"):
         texts = _texts(arguments.data, args.seed)
         tokenizer = _tokenizer(arguments, texts)
-        model = _model(arguments, tokenizer)
+        model = add_adapters(_model(arguments, tokenizer), arguments.lora, args.seed)
         check_fits(tokenizer, model.config.vocab_size)
         blocks = _blocks(texts, tokenizer, arguments.data.block_size, model.config.n_positions)
     trainer = MorphingTrainer(
@@ -67,26 +66,8 @@ def train(arguments: Arguments) -> MorphingTrainer:
         schedule=schedule,
     )
     trainer.train(resume_from_checkpoint=resume)
-    _save(trainer, Path(str(args.output_dir)) / MODEL)
+    trainer.save_whole(Path(str(args.output_dir)) / MODEL)
     return trainer
-
-
-def _save(trainer: MorphingTrainer, folder: Path) -> None:
-    """Save the trained model as `folder`, in one step so that an earlier one is whole or replaced."""
-    if dead := trainer.dead_parameters():
-        raise ModelError(
-            f"the trained model is dead: {len(dead)} of its parameters hold NaN or infinity ({dead[0]} first). It "
-            "is not saved; resume from the last checkpoint with a lower learning rate."
-        )
-    written, old = folder.with_name(f".{folder.name}-new"), folder.with_name(f".{folder.name}-old")
-    trainer.save_model(str(written))
-    if trainer.is_world_process_zero():
-        shutil.rmtree(old, ignore_errors=True)
-        if folder.exists():
-            folder.rename(old)
-        written.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
-        logging.getLogger("morphing_trainer").info("model saved in %s", folder)
 
 
 def _quieten() -> None:

@@ -19,11 +19,13 @@ _AT_LEAST = {
     **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"), 1),
     **dict.fromkeys(("learning_rate", "weight_decay", "max_grad_norm", "adam_epsilon", "num_train_epochs"), 0),
     **dict.fromkeys(("logging_steps", "eval_steps", "save_steps", "warmup_steps", "seed", "data_seed"), 0),
+    **dict.fromkeys(("attn_lora_rank_divisor", "vocab_lora_rank_divisor"), 0),
+    "lora_r": 1,
     "eval_iters": 1,
     "dataloader_num_workers": 0,
     "block_size": 2,
 }
-_SHARE = {"dropout", "validation_split", "adam_beta1", "adam_beta2", "label_smoothing_factor"}  # in [0, 1)
+_SHARE = {"dropout", "lora_dropout", "validation_split", "adam_beta1", "adam_beta2", "label_smoothing_factor"}  # [0, 1)
 _NEW_MODEL = ("n_layer", "n_head", "n_embd", "n_inner", "n_positions", "vocab_size", "activation_function")
 
 
@@ -38,6 +40,19 @@ def value_problems(given: Mapping[str, Given]) -> Iterator[Problem]:
         if checkpoint and name in given and given[name].rank >= checkpoint.rank:
             what = f"has no effect with model_name_or_path {checkpoint.value!r}, which has its own; remove one of them"
             yield Problem(given[name].where, f"{name}: {what}")
+    yield from _lora_problems(given)
+
+
+def _lora_problems(given: Mapping[str, Given]) -> Iterator[Problem]:
+    """Ranks are given in one way, and then they are ranks of something."""
+    divisors = [name for name in ("attn_lora_rank_divisor", "vocab_lora_rank_divisor") if name in given]
+    for name in divisors:
+        if "lora_r" in given and given[name].value:
+            yield Problem(
+                given["lora_r"].where, f"lora_r: stands beside {name} ({given[name].where}); remove one of them"
+            )
+    if "lora_target_modules" in given and "lora_r" not in given:
+        yield Problem(given["lora_target_modules"].where, "lora_target_modules: have no rank; give lora_r")
 
 
 def _value_problem(name: str, value: Any) -> str | None:
@@ -47,6 +62,8 @@ def _value_problem(name: str, value: Any) -> str | None:
         return f"must be at least {_AT_LEAST[name]}, is {value}"
     if name in _SHARE and value is not None and not 0 <= value < 1:
         return f"must be at least 0 and below 1, is {value}"
+    if name == "lora_alpha" and value <= 0:
+        return f"must be above 0, is {value}"
     if name in ("seed", "data_seed") and value is not None and value >= 2**32:
         return f"must be below 2**32, is {value}"
     if name == "max_steps" and value < 1 and value != -1:

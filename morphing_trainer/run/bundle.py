@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from morphing_trainer.checkpoint import verify
+from morphing_trainer.checkpoint import adapters, verify
 from morphing_trainer.engine import dressed
 from morphing_trainer.errors import CheckpointError
 from morphing_trainer.lineage import ModelSpec
@@ -126,7 +126,7 @@ def load_model(path: Path, spec: ModelSpec, like: PreTrainedModel, device: torch
         weights = load_file(path / WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path / WEIGHTS}: cannot be read ({error}); resume from an earlier one.") from error
-    shapes = spec.shapes
+    shapes = {spec.name_before(name): shape for name, shape in spec.shapes.items() if not spec.adapter_at(name)}
     faults = [f"{name} is missing" for name in shapes if name not in weights]
     faults += [f"{name} is not part of the model" for name in weights if name not in shapes]
     faults += [
@@ -137,4 +137,8 @@ def load_model(path: Path, spec: ModelSpec, like: PreTrainedModel, device: torch
     if faults:
         shown = "; ".join(faults[:3])
         raise CheckpointError(f"{path / WEIGHTS}: does not fit its description: {shown} ({len(faults)} in all).")
-    return dressed(spec, {name: weights[name].to(device) for name in shapes}, like=like)
+    found = {spec.name_now(name): weight for name, weight in weights.items()}
+    if spec.sites:
+        verify(path, (adapters.WEIGHTS, adapters.CONFIG))
+        found |= adapters.read_adapters(path, spec)
+    return dressed(spec, {name: found[name].to(device) for name in spec.shapes}, like=like)

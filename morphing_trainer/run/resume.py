@@ -7,12 +7,16 @@ from dataclasses import dataclass, fields
 from enum import Enum
 from typing import Any
 
+from peft import LoraConfig
+
 from morphing_trainer.config import MorphingConfig
 from morphing_trainer.errors import CheckpointError
+from morphing_trainer.lineage import ModelSpec
 from morphing_trainer.operations import HyperparameterOperation
 from morphing_trainer.run.bundle import Bundle
 from morphing_trainer.run.state import RunState
-from morphing_trainer.schedule import Schedule
+from morphing_trainer.schedule import Schedule, ahead
+from morphing_trainer.schedule_entry import Place
 from morphing_trainer.settings import Settings
 
 OVERRIDABLE = (
@@ -105,15 +109,16 @@ def compare(bundle: Bundle, now: Mapping[str, Any], schedule: Schedule) -> list[
         )
     for executed in bundle.state["executed"]:
         index = executed["index"]
-        entry = schedule.entries[index] if index < len(schedule) else None
+        entry = schedule.at(index)
         if entry is None or _essence(entry.to_dict()) != _essence(executed["entry"]):
+            place = (entry.place if entry else Place(index)).words(executed["entry"]["name"])
             raise CheckpointError(
-                f"resume from {bundle.path}: entry {index + 1} of the schedule ({executed['entry']['name']}) has been "
-                "executed already and must stay as it was; change only what comes after it."
+                f"resume from {bundle.path}: {place} of the schedule has been executed already and must stay as it "
+                "was; change only what comes after it (of a repeat, write out the rounds that are done)."
             )
     overrides = [Override(name, saved.get(name), now[name]) for name in now if saved.get(name) != now[name]]
     done = int(bundle.state["position"]["done"])
-    before, after = list(bundle.schedule[done:]), schedule.to_list()[done:]
+    before, after = ahead(bundle.schedule, done), ahead(schedule.to_list(), done)
     if before != after:
         overrides.append(Override("schedule", before, after))
     return overrides
@@ -130,11 +135,15 @@ def check_model(bundle: Bundle, fresh: RunState, saved: RunState) -> None:
     Raises:
         CheckpointError: naming every difference.
     """
-    began = {"n_layer": saved.initial_layers, "n_inner": saved.initial_mlp}
-    now = {"n_layer": fresh.initial_layers, "n_inner": fresh.initial_mlp}
-    for name in STRUCTURE:
-        began[name], now[name] = getattr(saved.spec.config, name), getattr(fresh.spec.config, name)
-    changed = [f"{name} (was {began[name]!r}, is {now[name]!r})" for name in began if began[name] != now[name]]
+    began, now = saved.began, fresh.began
+    facts, facts_now = _starting_point(began), _starting_point(now)
+    changed = [
+        f"{name} (was {_shown(facts[name])}, is {_shown(facts_now[name])})"
+        for name in facts
+        if facts[name] != facts_now[name]
+    ]
+    changed += _differing("LoRA on", _adapters(began), _adapters(now), "none")
+    changed += _differing("weights", _frozen(began), _frozen(now), "trained")
     if changed:
         raise CheckpointError(
             f"resume from {bundle.path}: the run began with another model: {', '.join(changed)}. Start it with the "
@@ -142,13 +151,46 @@ def check_model(bundle: Bundle, fresh: RunState, saved: RunState) -> None:
         )
 
 
+def _starting_point(spec: ModelSpec) -> dict[str, Any]:
+    """What a model is made from, by the names of the arguments that say it."""
+    facts: dict[str, Any] = {"n_layer": spec.layers, "n_inner": spec.mlp}
+    facts |= {name: getattr(spec.config, name) for name in STRUCTURE}
+    options = spec.adapter or LoraConfig()
+    lora = {"lora_alpha": spec.alpha, "lora_dropout": options.lora_dropout, "use_rslora": options.use_rslora}
+    return {**facts, **lora}
+
+
+def _adapters(spec: ModelSpec) -> dict[str, str]:
+    return {module: f"rank {site.rank}, alpha {site.alpha:g}" for module, site in spec.sites.items()}
+
+
+def _frozen(spec: ModelSpec) -> dict[str, str]:
+    return dict.fromkeys(sorted(map(spec.name_before, spec.frozen)), "frozen")
+
+
+def _differing(what: str, before: Mapping[str, str], now: Mapping[str, str], absent: str) -> list[str]:
+    """The first difference between two tables, and how many more there are; nothing if there is none."""
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    if not names:
+        return []
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    name = names[0]
+    return [f"{what} {name}{more} (was {before.get(name, absent)}, is {now.get(name, absent)})"]
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
 def replayed(state: RunState, initial: Settings, schedule: Schedule) -> Settings:
     """The settings now, had the run begun with `initial`: the executed operations, applied in order."""
     settings = initial
     for executed in state.executed:
-        operation = schedule.entries[executed["index"]].operation
-        if isinstance(operation, HyperparameterOperation):
-            settings = operation.update(settings, executed["step"])
+        entry = schedule.at(executed["index"])
+        assert entry is not None
+        if isinstance(entry.operation, HyperparameterOperation):
+            settings = entry.operation.update(settings, executed["step"])
     return settings
 
 

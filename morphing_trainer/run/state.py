@@ -23,7 +23,7 @@ class RunState:
         spec: the model as it is now.
         groups: param group of every parameter, frozen ones included.
         initial, settings: hyper-parameters where the run began, and now.
-        initial_layers, initial_mlp: the model's shape where the run began.
+        began: the model where the run began.
         cursor: which samples have been trained on.
         position: where the run stands in its schedule.
         step: optimizer steps done.
@@ -40,8 +40,7 @@ class RunState:
     groups: dict[str, int]
     initial: Settings
     settings: Settings
-    initial_layers: int
-    initial_mlp: int
+    began: ModelSpec
     cursor: Cursor
     position: Position = field(default_factory=Position)
     step: int = 0
@@ -68,7 +67,10 @@ class RunState:
 
     @property
     def multipliers(self) -> dict[str, float]:
-        """The run's hyper-parameters and shape as multipliers of, or divisors from, where it began."""
+        """The run's hyper-parameters and shape as multipliers of, or divisors from, where it began.
+
+        The rank divisors are those of the hidden size, 0 without adapters.
+        """
 
         def ratio(name: str) -> float:
             start, now = getattr(self.initial, name), getattr(self.settings, name)
@@ -81,8 +83,11 @@ class RunState:
             "warmup_iters_multiplier": ratio("warmup_steps"),
             "eval_iters_multiplier": ratio("eval_iters"),
             "eval_interval_multiplier": ratio("eval_interval"),
-            "n_layer_divisor": self.initial_layers / self.spec.layers,
-            "n_hidden_divisor": self.initial_mlp / self.spec.mlp,
+            "lora_alpha_multiplier": self.spec.alpha / self.began.alpha,
+            "n_layer_divisor": self.began.layers / self.spec.layers,
+            "n_hidden_divisor": self.began.mlp / self.spec.mlp,
+            "attn_lora_rank_divisor": self.spec.divisor("attn"),
+            "vocab_lora_rank_divisor": self.spec.divisor("wte"),
         }
 
     def facts(self) -> dict[str, Any]:
@@ -96,8 +101,7 @@ class RunState:
             "groups": self.groups,
             "initial": self.initial.to_dict(),
             "settings": self.settings.to_dict(),
-            "initial_layers": self.initial_layers,
-            "initial_mlp": self.initial_mlp,
+            "began": self.began.to_dict(),
             "cursor": self.cursor.state(),
             "position": {"done": self.position.done, "since": self.position.since, "pending": self.position.pending},
             "multipliers": self.multipliers,
@@ -125,8 +129,7 @@ class RunState:
                 groups={str(name): int(group) for name, group in data["groups"].items()},
                 initial=Settings(**data["initial"]),
                 settings=Settings(**data["settings"]),
-                initial_layers=int(data["initial_layers"]),
-                initial_mlp=int(data["initial_mlp"]),
+                began=ModelSpec.from_dict(data["began"]),
                 cursor=Cursor.from_state(data["cursor"], samples),
                 position=Position(**data["position"]),
                 step=int(data["step"]),

@@ -16,6 +16,7 @@ from morphing_trainer.cli.arguments import Arguments, DataArguments, ModelArgume
 from morphing_trainer.config import MorphingConfig
 from morphing_trainer.documents import DocumentError
 from morphing_trainer.errors import ConfigError
+from morphing_trainer.lora import LoraArguments
 
 
 def write(folder: Path, text: str, name: str = "run.yaml") -> str:
@@ -32,7 +33,7 @@ def problems(argv: list[str]) -> list[str]:
 
 def test_nothing_given_gives_the_defaults() -> None:
     arguments = parse([])
-    assert arguments == Arguments(ModelArguments(), DataArguments(), arguments.training)
+    assert arguments == Arguments(ModelArguments(), DataArguments(), LoraArguments(), arguments.training)
     assert type(arguments.training) is MorphingConfig
     assert arguments.training.output_dir == "runs/run"
     assert arguments.model.activation_function == "gelu_pytorch_tanh"
@@ -289,10 +290,10 @@ def test_help(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
     assert caught.value.code == 0
     text = capsys.readouterr().out
     assert text.startswith("usage: train.py [--config FILE ...] [--any_argument VALUE ...]\n\nTrain a GPT-2 that grows")
-    positions = [text.index(title) for title in ("model arguments:", "data arguments:", "training arguments:")]
+    positions = [text.index(f"{title} arguments:") for title in ("model", "data", "LoRA", "training")]
     assert positions == sorted(positions)
     assert "accelerate launch train.py --config configs/demo.yaml" in text
-    for cls in (ModelArguments, DataArguments):
+    for cls in (ModelArguments, DataArguments, LoraArguments):
         for entry in fields(cls):
             assert f"  --{entry.name} " in text
             assert len(entry.metadata["help"]) > 15
@@ -307,12 +308,13 @@ def test_help(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
 
 
 def test_every_field_can_be_given_both_ways(tmp_path: Path) -> None:
-    """No argument of the three classes is lost on the way."""
+    """No argument of the four classes is lost on the way."""
     from morphing_trainer.cli.groups import ALL
 
-    known = {entry.name for cls in (ModelArguments, DataArguments, MorphingConfig) for entry in fields(cls)}
+    classes = (ModelArguments, DataArguments, LoraArguments, MorphingConfig)
+    known = {entry.name for cls in classes for entry in fields(cls)}
     assert set(ALL) == known - {"parallelism_config"}
-    assert len(known) == sum(len(fields(cls)) for cls in (ModelArguments, DataArguments, MorphingConfig))
+    assert len(known) == sum(len(fields(cls)) for cls in classes)
 
 
 def test_parsing_leaves_no_trace(tmp_path: Path) -> None:

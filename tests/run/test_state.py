@@ -7,20 +7,22 @@ from typing import Any
 
 import pytest
 
+from morphing_trainer import LoraArguments, add_adapters
 from morphing_trainer.data.cursor import Cursor
 from morphing_trainer.errors import CheckpointError, MorphError
-from morphing_trainer.lineage import ModelSpec
+from morphing_trainer.lineage import ModelSpec, Site
 from morphing_trainer.run.state import RunState
 from morphing_trainer.schedule import Position
 from morphing_trainer.settings import Settings
 from morphing_trainer.triggers import Clock
-from tests.support import tiny_config
+from tests.support import tiny_config, tiny_model
 
 SETTINGS = Settings(1e-3, batch_size=8, grad_accum=2, warmup_steps=10, eval_iters=20, eval_interval=50)
 
 
 def state(**changes: Any) -> RunState:
-    spec = ModelSpec(tiny_config(), frozenset({"transformer.wpe.weight"}))
+    spec = changes.pop("spec", None) or ModelSpec(tiny_config(), frozenset({"transformer.wpe.weight"}))
+    began = changes.pop("began", spec)
     groups = dict.fromkeys(spec.shapes, 0) | {"transformer.ln_f.bias": 1}
     values: dict[str, Any] = {
         "position": Position(2, 30, "step 44"),
@@ -34,7 +36,7 @@ def state(**changes: Any) -> RunState:
         "executed": [{"index": 0, "step": 30, "entry": {"name": "change_lr", "value": 2.0}}],
     }
     cursor = Cursor(101, seed=3, epoch=1, position=60)
-    return RunState(spec, groups, SETTINGS, SETTINGS, spec.layers, spec.mlp, cursor, **{**values, **changes})
+    return RunState(spec, groups, SETTINGS, SETTINGS, began, cursor, **{**values, **changes})
 
 
 def test_round_trip_through_strict_json() -> None:
@@ -70,9 +72,10 @@ def test_what_triggers_see() -> None:
 
 def test_multipliers_and_divisors() -> None:
     run = state()
-    assert set(run.multipliers.values()) == {1.0}
+    adapters = {"attn_lora_rank_divisor": 0.0, "vocab_lora_rank_divisor": 0.0}
+    assert run.multipliers == dict.fromkeys(run.multipliers, 1.0) | adapters
     run.settings = Settings(5e-4, batch_size=32, grad_accum=1, warmup_steps=30, eval_iters=5, eval_interval=25)
-    run.spec = run.spec.evolve(layers=8, mlp=256)
+    run.spec = run.spec.restacked([0] * 8).evolve(mlp=256)
     assert run.multipliers == {
         "lr_multiplier": 0.5,
         "batch_size_multiplier": 4.0,
@@ -80,14 +83,35 @@ def test_multipliers_and_divisors() -> None:
         "warmup_iters_multiplier": 3.0,
         "eval_iters_multiplier": 0.25,
         "eval_interval_multiplier": 0.5,
+        "lora_alpha_multiplier": 1.0,
         "n_layer_divisor": 0.25,
         "n_hidden_divisor": 0.25,
+        **adapters,
     }
+
+
+def test_adapters() -> None:
+    """Multipliers are of what the run began with; divisors are those that were set, or follow from the largest rank."""
+    began = ModelSpec.of(add_adapters(tiny_model(), LoraArguments(3, 8, lora_alpha=6, lora_dropout=0.1)))
+    run = state(began=began, spec=began)
+    names = ("lora_alpha_multiplier", "attn_lora_rank_divisor", "vocab_lora_rank_divisor")
+    assert [run.multipliers[name] for name in names] == [1.0, 3.0, 8.0]
+    sites = {"transformer.h.0.attn.c_attn": Site(4, 5), "transformer.h.1.attn.c_proj": Site(2, 9)}
+    run.spec = began.readapted(sites, alpha=9, attn=0)
+    assert [run.multipliers[name] for name in names] == [1.5, 4.0, 0.0]
+    after = RunState.from_dict(json.loads(json.dumps(run.to_dict(), allow_nan=False)), samples=101)
+    assert after.to_dict() == run.to_dict()
+    assert dict(after.spec.sites) == sites
+    assert after.began.divisors == began.divisors
+    assert after.began.adapter is not None
+    assert after.began.adapter.lora_dropout == 0.1
+    assert (after.facts()["lora_rank"], after.facts()["lora_modules"]) == (4, 2)
 
 
 def test_what_was_not_set_has_no_ratio() -> None:
     bare = replace(SETTINGS, warmup_steps=0, eval_iters=None, eval_interval=None)
-    run = RunState(state().spec, {}, bare, replace(bare, warmup_steps=9, eval_iters=5), 2, 64, Cursor(8, 0))
+    spec = state().spec
+    run = RunState(spec, {}, bare, replace(bare, warmup_steps=9, eval_iters=5), spec, Cursor(8, 0))
     ratios = {name: run.multipliers[name] for name in ("warmup_iters_multiplier", "eval_iters_multiplier")}
     assert ratios == {"warmup_iters_multiplier": 1.0, "eval_iters_multiplier": 1.0}
     assert run.multipliers["eval_interval_multiplier"] == 1.0
@@ -112,6 +136,9 @@ def test_another_training_set_is_refused() -> None:
         ("settings", None),
         ("position", {"done": 1, "more": 2}),
         ("spec", {"config": {}}),
+        ("began", {"config": {}}),
+        ("began", {**ModelSpec(tiny_config()).to_dict(), "adapter": {"r": 4}}),
+        ("began", {**ModelSpec(tiny_config()).to_dict(), "divisors": 3}),
         ("groups", [1]),
         ("cursor", {"length": 101}),
         ("evaluations", 5),

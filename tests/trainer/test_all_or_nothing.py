@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from morphing_trainer import MorphingTrainer
+from morphing_trainer import LoraArguments, MorphingTrainer, add_adapters
 from morphing_trainer.errors import OperationError
 from morphing_trainer.operations import StackLayers
 from morphing_trainer.run import applying
@@ -148,9 +148,12 @@ class Survivor(MorphingTrainer):
         return None
 
 
-def survivor(folder: Path, phase: Any, goes_on: bool) -> tuple[Survivor, Photographer]:
+def survivor(
+    folder: Path, phase: Any, goes_on: bool, schedule: Any = SCHEDULE, model: Any = None
+) -> tuple[Survivor, Photographer]:
     photographer = Photographer()
-    plain = trainer(folder, SCHEDULE, tiny_model(**DROPOUT), callbacks=[photographer], eval_strategy="no")
+    model = model or tiny_model(**DROPOUT)
+    plain = trainer(folder, schedule, model, callbacks=[photographer], eval_strategy="no")
     plain.__class__ = Survivor
     assert isinstance(plain, Survivor)
     plain.phase, plain.goes_on, plain.caught = phase, goes_on, {}
@@ -171,6 +174,34 @@ def test_failure_leaves_everything_as_it_was(tmp_path: Path, phase: Any) -> None
     assert (made.caught["numpy"] == photographer.numpy).all()
     last = read_journal(tmp_path / "journal.jsonl")[-1]
     assert (last["event"], last["error"]) == ("failed", "Fails: injected")
+
+
+LORA = [
+    entry("merge_lora_weights", None, 2),
+    entry("merge_lora_weights", None, 2, restart=False),
+    entry("set_attn_lora_rank", 2, 2),
+    entry("set_embedding_lora_rank", 6, 2),
+    entry("change_lora_alpha", 2, 2),
+]
+
+
+@pytest.mark.parametrize("line", LORA, ids=lambda line: f"{line['name']} {line['value']}")
+def test_failure_of_a_lora_operation(tmp_path: Path, line: dict[str, Any]) -> None:
+    """In the last phases, where all is built and half of it is in place; the second attempt succeeds."""
+    start = add_adapters(tiny_model(**DROPOUT), LoraArguments(4, 4, lora_dropout=0.1))
+    schedule = [entry("freeze_layer", "wpe", 3), line]
+    for phase in (fail_after_prepare, fail_install):
+        made, photographer = survivor(tmp_path / phase.__name__, phase, True, schedule, start)
+        made.train()
+        for name, value in photographer.before.items():
+            assert is_same(made.caught["picture"][name], value), name
+        assert same(made.caught["weights"], photographer.weights)
+        assert same(made.caught["optimizer"], photographer.optimizer)
+        assert torch.equal(made.caught["random"], photographer.random)
+    smooth = trainer(tmp_path / "smooth", schedule, start, eval_strategy="no")  # type: ignore[arg-type]
+    smooth.train()
+    assert same(weights(made), weights(smooth))
+    assert same(optimizer_state(made), optimizer_state(smooth))
 
 
 @pytest.mark.parametrize("phase", PHASES, ids=lambda phase: phase.__name__)

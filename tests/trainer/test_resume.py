@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, TrainerCallback
 
-from morphing_trainer import MorphingTrainer
+from morphing_trainer import LoraArguments, MorphingTrainer, add_adapters
 from morphing_trainer.operations import OPERATIONS
 from morphing_trainer.run.journal import effective, read_journal
 from morphing_trainer.run.signals import RunInterrupted
@@ -39,6 +39,23 @@ EVERY_OPERATION = [
     entry("change_warmup_iters", 0.5, 1),
     entry("set_eval_iters", 2, 1),
     entry("set_eval_interval", 3, 1),
+]
+LORA_OPERATIONS = [
+    entry("decrease_attn_lora_scaling", 1.5, 1),
+    entry("set_layer_lora_rank", ["attn.1", 3], 1),
+    entry("decrease_vocab_lora_scaling", 0.5, 1),
+    entry("stack_layers", 2, 1),
+    entry("merge_lora_weights", None, 1, reevaluate=True),
+    entry("change_lora_alpha", 2, 1),
+    entry("set_embedding_lora_rank", 0, 1),
+    entry("set_layer_lora_rank", ["mlp.*", 2], 1),
+    entry("set_attn_lora_rank", 2, 1, residual="drop"),
+    entry("change_lora_alpha", 0.5, 0, compensate=True),
+    entry("set_embedding_lora_rank", 3, 1),
+    entry("widen_mlp", 1.5, 1, noise=0.1),
+    entry("freeze_layer", ["attn.0", "wte"], 1),
+    entry("merge_lora_weights", None, 1, restart=False),
+    entry("set_attn_lora_rank", 4, 1),
 ]
 RUN = {
     "max_steps": 24,
@@ -85,11 +102,29 @@ def assert_same_end(resumed: MorphingTrainer, whole: MorphingTrainer) -> None:
 
 def test_from_every_step_of_a_run_with_every_operation(tmp_path: Path) -> None:
     whole = uninterrupted(tmp_path / "whole", EVERY_OPERATION)
-    assert {line["name"] for line in EVERY_OPERATION} == {operation for operation, _ in applied(whole)} == {*OPERATIONS}
+    assert [line["name"] for line in EVERY_OPERATION] == [operation for operation, _ in applied(whole)]
+    assert {line["name"] for line in EVERY_OPERATION + LORA_OPERATIONS} == {*OPERATIONS}
     assert whole.state.epoch > 2
     for step in range(1, 25):
         torch.manual_seed(step)  # the resumed run must not depend on it
         resumed = make(tmp_path / f"from-{step}", EVERY_OPERATION)
+        resumed.train(str(tmp_path / "whole" / f"checkpoint-{step}"))
+        assert_same_end(resumed, whole)
+
+
+def test_from_every_step_of_a_run_with_lora(tmp_path: Path) -> None:
+    """Adapters from the start, tied and with dropout of their own; they change, go, and come again.
+
+    16 // 3 is rank 5, and 3 / 1.5 gives rank 8: from the rank alone a resumed run would work out 7.
+    """
+    model = add_adapters(tiny_model(**DROPOUT), LoraArguments(3, 8, lora_dropout=0.1))
+    options = {**RUN, "model": model, "data": Tokens(61), "max_steps": 16}
+    whole = trainer(tmp_path / "whole", LORA_OPERATIONS, save_strategy="steps", save_steps=1, **options)
+    whole.train()
+    assert [line["name"] for line in LORA_OPERATIONS] == [operation for operation, _ in applied(whole)]
+    for step in range(1, 17):
+        torch.manual_seed(step)
+        resumed = trainer(tmp_path / f"from-{step}", LORA_OPERATIONS, **options)
         resumed.train(str(tmp_path / "whole" / f"checkpoint-{step}"))
         assert_same_end(resumed, whole)
 
