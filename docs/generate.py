@@ -18,6 +18,7 @@ from morphing_trainer.operations import OPERATIONS, ArchitectureOperation, Opera
 from morphing_trainer.operations.base import Count, Factor, GrowthFactor, Nothing, Steps
 from morphing_trainer.operations.components import Components
 from morphing_trainer.operations.depth import LayerIndex
+from morphing_trainer.operations.lora import ComponentRank, Rank
 from morphing_trainer.triggers import COMPOSITE, VALUED, Plateau, Trigger
 
 PAGE = Path(__file__).with_name("operations.md")
@@ -29,6 +30,8 @@ WORDS: tuple[tuple[Any, str], ...] = (
     (Steps, "whole number from 0"),
     (Components, "[component](#components), or a list"),
     (LayerIndex, "layers"),
+    (Rank, "whole number from 0"),
+    (ComponentRank, "`[component, rank]`"),
     (Nothing, "`null`"),
     (type(None), "`null`"),
     (int, "whole number"),
@@ -56,6 +59,13 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "stack_layers": {"value": 2, "init": "identity", "order": "interleave", "trigger_loss": 4.0, "reevaluate": True},
     "widen_mlp": {"value": 2, "split": "uneven", "trigger_loss": 3.8, "max_wait_iters": 10000},
     "set_mlp_width": {"value": 4096, "split": "newborn", "max_wait_iters": 10000},
+    "decrease_attn_lora_scaling": {"value": 2, "trigger_loss": 3.6, "max_wait_iters": 10000},
+    "decrease_vocab_lora_scaling": {"value": 0.5, "residual": "merge", "max_wait_iters": 10000},
+    "set_attn_lora_rank": {"value": 8, "alpha": 16, "max_wait_iters": 5000},
+    "set_embedding_lora_rank": {"value": 0, "max_wait_iters": 20000, "desc": "train the embedding itself from here on"},
+    "set_layer_lora_rank": {"value": ["attn.2", 16], "max_wait_iters": 2000},
+    "merge_lora_weights": {"value": None, "restart": True, "max_wait_iters": 1000, "repeat": "end"},
+    "change_lora_alpha": {"value": 2, "compensate": True, "max_wait_iters": 1000},
     "freeze_layer": {"value": ["wte", "wpe", "attn.0-3", "mlp.*"], "max_wait_iters": 0},
     "unfreeze_layer": {"value": "h.*", "when": {"plateau": {"window": 5, "slope": 0.01}}},
 }
@@ -98,6 +108,7 @@ YAML (`.yaml`, `.yml`) or JSON (`.json`). The plain form:
 | `reevaluate` | `true` or `false` | `false` | show the loss right before and after it; fires nothing |
 | `desc` | text | | shown and kept in the journal |
 | `completed` | `true` or `false` | `false` | already done, in an earlier run: the entry is stepped over |
+| `repeat` | whole number from 1, or `end` | | how often it is done; see [Repeating](#repeating) |
 
 An entry needs `trigger_loss`, `max_wait_iters` or both (whichever comes first), or `when`.
 
@@ -117,6 +128,29 @@ operations:
   - {name: widen_mlp, value: 2, max_wait_iters: 3000}
   - {name: change_lr, value: 0.5, when: {at_step: 9000}}
 ```
+
+### Repeating
+
+`repeat: 10` does an operation ten times, just as if it were written ten times; `repeat: end` does it for as long as the
+run lasts, so it must come last. A group repeats several operations in turn, each with a trigger of its own:
+
+```yaml
+- name: change_lr            # after 500, 1,000, ... 5,000 steps
+  value: 0.9
+  max_wait_iters: 500
+  repeat: 10
+- repeat: end                # then a restart every 500 steps: 499, and one more for the second operation
+  desc: of all operations in the group that have none of their own
+  operations:
+    - {name: reset_lr_schedule, value: null, max_wait_iters: 499}
+    - {name: reset_optimizer_state, value: null, max_wait_iters: 0}
+```
+
+A group holds `repeat`, `operations` and, if you like, `desc`. Groups do not nest; what repeats cannot be `completed`.
+Written out, repeats may amount to 10,000 operations; `end` has no limit. The first round of `end` stands in the plan;
+checked are also the rounds after it, as far as the run may come, until one leaves model and settings as they were.
+Random numbers are drawn anew in every round. A resume may change what has not been done: write out the rounds that
+have been, and something else after them.
 
 **Mistakes** are reported all at once, before the first step, with file, line, entry, field, what is expected and the
 nearest valid name. What the file alone shows is found when it is loaded. What the model shows (a layer that it does not
@@ -160,6 +194,9 @@ The run tracks, shows and saves where it stands, as multipliers of where it bega
 | `eval_interval_multiplier` | steps between evaluations now / at the start; 1 if evaluation does not run by steps |
 | `n_layer_divisor` | layers at the start / now |
 | `n_hidden_divisor` | MLP width at the start / now |
+| `lora_alpha_multiplier` | alpha of adapters now / at the start |
+| `attn_lora_rank_divisor` | hidden size / rank of the attention's adapters, as it was set; 0 without adapters |
+| `vocab_lora_rank_divisor` | the same of the embedding's |
 
 They stand in every operation's record in `journal.jsonl` and in every checkpoint.
 """
@@ -171,6 +208,30 @@ COMPONENTS = """\
 `lm_head` are the token embedding, the position embedding, the last norm and the head. Layers count from 0. Ranges
 (`attn.0-3`, both ends included), globs (`mlp.*`, `*`) and lists of all these name several.
 """
+
+
+LORA = """\
+An adapter adds `s * B A` to a weight `W`: A has `rank` rows, B as many columns, and `s` is `alpha / rank` (with rsLoRA
+`alpha / sqrt(rank)`). `W` is not trained while it carries an adapter. A run begins with adapters by the arguments
+`attn_lora_rank_divisor`, `vocab_lora_rank_divisor`, or `lora_r` and `lora_target_modules`; the operations below
+change, make and remove them. Growing and freezing go on as ever: adapters follow their weight.
+
+- **A larger rank** keeps the function and the moments; new rows of one matrix are drawn, columns of the other are zero.
+- **A smaller rank** keeps the best approximation of the product. What is cut off is added to the weight
+  (`residual: merge`: the function stays) or lost (`residual: drop`: the journal says how much). Moments start newborn.
+- **Rank 0 or `restart: false`** merges the adapter and removes it: the weight is trained again.
+- **Tied embeddings.** Where the head shares the embedding's matrix E, an adapter on `wte` adapts that one matrix: the
+  embedding reads, and the head multiplies by, the same `E + s (B A)^T`. So a merge or rank change keeps the function,
+  and the tie stays. PEFT by itself adapts one side only, and its merge then changes the other one. On disk, PEFT finds
+  an adapter on `wte` and an equal one on `lm_head`, which give the same logits.
+- **What is saved.** Checkpoints hold the base model, which merges change, and the adapters beside it, in PEFT's format.
+  The trained model is saved merged and plain, or as base and adapters with `save_merged: false`.
+
+Sources: LoRA (Hu et al. 2022), rsLoRA (Kalajdzievski 2023), ReLoRA (Lialin et al. 2023).
+"""
+
+NOTES = {"LoRA": LORA}
+"""Family -> what holds for all of its operations."""
 
 
 def page() -> str:
@@ -191,7 +252,8 @@ def _family(name: str, members: list[type[Operation]]) -> str:
     ]
     table = ["| operation | value | does |", "|---|---|---|", *rows]
     components = any(_hints(member)["value"] == Components for member in members)
-    parts = [f"## {name}\n", "\n".join(table) + "\n", *([COMPONENTS] if components else [])]
+    notes = [NOTES[name]] if name in NOTES else []
+    parts = [f"## {name}\n", *notes, "\n".join(table) + "\n", *([COMPONENTS] if components else [])]
     return "\n".join([*parts, *(_operation(member) for member in members)])
 
 
