@@ -11,7 +11,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
@@ -171,3 +171,35 @@ def complete(job: Job, processes: int = 1) -> Job:
     logs = "\n".join(path.read_text()[-3000:] for path in job.results.glob("*.log"))
     assert codes == [0] * processes, logs
     return job
+
+
+def newest(job: Job) -> int:
+    """Step of the newest checkpoint, 0 if there is none."""
+    return max((int(path.name.split("-")[1]) for path in job.folder.glob("checkpoint-*")), default=0)
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < end, "training did not get on"
+        time.sleep(0.01)
+
+
+def killed_repeatedly(job: Job, moments: Sequence[float]) -> list[int]:
+    """Start the run and kill it (SIGKILL) so many seconds after training has begun, again and again.
+
+    Every second time it has to save first, so that it gets on on a slow machine too. Returns the steps it had saved.
+    """
+    reached = []
+    for number, moment in enumerate(moments):
+        job.begun.unlink(missing_ok=True)
+        before = newest(job)
+        (process,) = start(job)
+        wait_until(job.begun.exists)
+        if number % 2:
+            wait_until(lambda before=before: newest(job) > before)  # type: ignore[misc]
+        time.sleep(moment)
+        process.kill()
+        assert finish([process]) == [-signal.SIGKILL], "the run was over before it was killed"
+        reached.append(newest(job))
+    return reached

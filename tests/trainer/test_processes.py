@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from safetensors.torch import load_file
 from morphing_trainer.checkpoint.store import checkpoints
 from tests.support import same
 from tests.trainer.common import entry
-from tests.trainer.program import Job, complete, finish, start
+from tests.trainer.program import Job, complete, finish, killed_repeatedly, start, wait_until
 
 SCHEDULE = [
     entry("freeze_layer", "wpe", 5),
@@ -59,19 +58,11 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path, signum: signal.Signals,
 def test_a_signal_from_outside(tmp_path: Path) -> None:
     stopped = job(tmp_path / "stopped", pause=0.05)
     (process,) = start(stopped)
-    wait_for(stopped)
+    wait_until(stopped.begun.exists)
     assert process.pid is not None
     os.kill(process.pid, signal.SIGTERM)
     assert finish([process]) == [143]
     assert len(checkpoints(stopped.folder)) == 1
-
-
-def wait_for(running: Job) -> None:
-    """Until training has begun."""
-    end = time.monotonic() + 60
-    while not running.begun.exists():
-        assert time.monotonic() < end, "training did not begin"
-        time.sleep(0.01)
 
 
 def test_killed_ten_times(tmp_path: Path) -> None:
@@ -81,15 +72,7 @@ def test_killed_ten_times(tmp_path: Path) -> None:
     reference = start(whole)
     killed = job(tmp_path / "killed", options=options, resume="if possible", pause=0.02)
     moments = random.Random(3)
-    reached = []
-    for _ in range(10):
-        killed.begun.unlink(missing_ok=True)
-        (process,) = start(killed)
-        wait_for(killed)
-        time.sleep(moments.uniform(0.0, 0.6))
-        process.kill()
-        assert finish([process]) == [-signal.SIGKILL], "the run was over before it was killed"
-        reached.append(max((int(path.name.split("-")[1]) for path in checkpoints(killed.folder)), default=0))
+    reached = killed_repeatedly(killed, [moments.uniform(0.0, 0.4) for _ in range(10)])
     assert reached == sorted(reached)
     assert 0 < reached[-1] < 90
     complete(killed)
