@@ -29,6 +29,7 @@ test: lint
 bench: setup
 	$(BIN)/python -m benchmarks.throughput
 	$(BIN)/python -m benchmarks.morph_cost
+	$(BIN)/python -m benchmarks.lora_cost
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info runs

@@ -13,14 +13,15 @@ if TYPE_CHECKING:
     from morphing_trainer.config import MorphingConfig
     from morphing_trainer.errors import MorphError
     from morphing_trainer.functional import Morphed, morph
-    from morphing_trainer.lora import LoraArguments, add_adapters, without_adapters
+    from morphing_trainer.lora import add_adapters, save_model, without_adapters
+    from morphing_trainer.lora_arguments import LoraArguments
     from morphing_trainer.schedule import Schedule
     from morphing_trainer.trainer import MorphingTrainer
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "LoraArguments": "lora",
+    "LoraArguments": "lora_arguments",
     "MorphCallback": "callback",
     "MorphError": "errors",
     "Morphed": "functional",
@@ -29,6 +30,7 @@ _HOME = {
     "Schedule": "schedule",
     "add_adapters": "lora",
     "morph": "functional",
+    "save_model": "lora",
     "without_adapters": "lora",
 }
 
@@ -43,6 +45,7 @@ __all__ = [
     "__version__",
     "add_adapters",
     "morph",
+    "save_model",
     "without_adapters",
 ]
 

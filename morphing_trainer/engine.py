@@ -124,11 +124,16 @@ def install_states(model: nn.Module, optimizer: Optimizer, states: Mapping[str, 
 def groups_of(model: nn.Module, optimizer: Optimizer, spec: ModelSpec) -> dict[str, int]:
     """Param group of every parameter. One that is not in the optimizer (frozen) belongs where its like is.
 
-    Its like is, in this order: the same parameter of another layer, a parameter with as many dimensions, a group that
-    is empty because all of its parameters are frozen (biases, in the usual division by weight decay), group 0.
+    Its like is, in this order: the adapter of the weight, the same parameter of another layer, a parameter with as many
+    dimensions, a group that is empty because all of its parameters are frozen (biases, in the usual division by weight
+    decay), group 0.
     """
     index = {id(p): number for number, group in enumerate(optimizer.param_groups) for p in group["params"]}
     known = {name: index[id(p)] for name, p in model.named_parameters() if id(p) in index}
+    for module in spec.sites:
+        adapter = spec.adapter_names(module)
+        if adapter.a in known:
+            known[adapter.host] = known[adapter.a]
     by_key = {spec.architecture.locate(name)[0]: number for name, number in known.items()}
     by_dimensions = {len(spec.shapes[name]): number for name, number in known.items()}
     other = next((number for number, group in enumerate(optimizer.param_groups) if not group["params"]), 0)

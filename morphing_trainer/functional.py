@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from morphing_trainer.engine import groups_of, grow, install_states, rebuild_optimizer, states_by_name
 from morphing_trainer.errors import OperationError, ScheduleError
 from morphing_trainer.lineage import Census, ModelSpec
+from morphing_trainer.lineage.adapters import bare
 from morphing_trainer.operations import ArchitectureOperation, Operation
 from morphing_trainer.planning import operation_rng
 from morphing_trainer.reporting.records import Record
@@ -47,7 +48,7 @@ def morph(
     new one.
 
     Args:
-        model: a supported, unwrapped model (`GPT2LMHeadModel`).
+        model: a supported, unwrapped model (`GPT2LMHeadModel`), or a `PeftModel` of one: the new one has its adapters.
         operation: an operation, or the mapping that would stand in a schedule.
         optimizer: any torch optimizer over the model's parameters. The new one has the same class and param groups.
         seed: of the operation's random choices; the global random state is neither read nor changed.
@@ -63,6 +64,7 @@ def morph(
         raise OperationError(
             f"{chosen.name}: changes settings of a training run, not the model; in your own loop set them yourself"
         )
+    model = bare(model)
     spec = ModelSpec.of(model)
     assert isinstance(model, PreTrainedModel)
     if optimizer is not None:

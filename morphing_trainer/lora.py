@@ -1,84 +1,52 @@
-"""LoRA adapters at the beginning and at the end of a run: put on a model, and taken off again.
+"""LoRA adapters at the beginning and at the end of a run: put on a model, loaded, merged and saved.
 
 While a run goes on, the operations of the family "LoRA" change them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import os
 from pathlib import Path
-from typing import Literal
 
 import torch
 from peft import LoraConfig
-from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as DEFAULT_TARGETS
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from morphing_trainer.checkpoint import adapters
 from morphing_trainer.engine import dressed
-from morphing_trainer.errors import CheckpointError, ConfigError, MorphError, OperationError, suggest
-from morphing_trainer.lineage import ModelSpec, Readaption, Site, readapt, transplant_weights
+from morphing_trainer.errors import CheckpointError, ConfigError, MorphError
+from morphing_trainer.lineage import AdapterChange, ModelSpec, Site, readapt, transplant_weights
 from morphing_trainer.lineage.adapters import bare, canonical, resolved
+from morphing_trainer.lora_arguments import LoraArguments, asked_ranks, check_arguments
 from morphing_trainer.operations.base import draw_seed
-from morphing_trainer.operations.lora import check_rank
-
-
-@dataclass
-class LoraArguments:
-    """Adapters that a run starts with, and the options of those that operations make. By default there are none.
-
-    Ranks are given by divisors of the hidden size, or by `lora_r` and the matrices that get it.
-    """
-
-    attn_lora_rank_divisor: int = field(
-        default=0, metadata={"help": "Adapters on every attention, of rank n_embd // divisor. 0 makes none."}
-    )
-    vocab_lora_rank_divisor: int = field(
-        default=0, metadata={"help": "An adapter on the token embedding, of rank n_embd // divisor. 0 makes none."}
-    )
-    lora_r: int | None = field(default=None, metadata={"help": "Rank of adapters on `lora_target_modules`."})
-    lora_target_modules: list[str] | str | None = field(
-        default=None,
-        metadata={
-            "help": "Modules: ends of their names, such as c_attn, mlp.c_fc, wte, or all-linear. Default: c_attn."
-        },
-    )
-    lora_alpha: float = field(
-        default=8, metadata={"help": "Adapters count alpha / rank times (rsLoRA: alpha / root of the rank)."}
-    )
-    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout of what adapters of matrices read."})
-    use_rslora: bool = field(default=False, metadata={"help": "Divide alpha by the root of the rank (rsLoRA)."})
-    lora_freeze_base: Literal["targets", "all"] = field(
-        default="targets",
-        metadata={
-            "help": "What adapters freeze: the weights under them (targets), or all of the base model (fine-tuning)."
-        },
-    )
 
 
 def add_adapters(model: PreTrainedModel, arguments: LoraArguments, seed: int = 0) -> PreTrainedModel:
     """The model with the adapters that `arguments` ask for, same function. Weights are shared with `model`.
 
     Args:
-        model: a supported model. If it has adapters, they stay, and only `lora_freeze_base` has a meaning.
+        model: a supported model. If it has adapters, they stay (those of a `PeftModel` in the model itself, which is
+            returned), and `arguments` can only ask that all of the base be frozen; they thaw nothing.
         seed: of the adapters' random matrices; the global random state is neither read nor changed.
 
     Raises:
         ConfigError: for arguments that exclude each other, or do not fit the model.
         ModelError: if the model is not supported.
     """
-    spec = ModelSpec.of(model)
-    _check(spec, arguments)
+    inner = bare(model)
+    assert isinstance(inner, PreTrainedModel)
+    model, spec = inner, ModelSpec.of(inner)
+    check_arguments(spec, arguments)
     if arguments == LoraArguments():
         return model
     start, new = spec, spec
     if not spec.sites:
         options = LoraConfig(lora_dropout=arguments.lora_dropout, use_rslora=arguments.use_rslora)
         start = ModelSpec(spec.config, spec.frozen, canonical({}, options, alpha=arguments.lora_alpha))
-        sites = {module: Site(rank, arguments.lora_alpha) for module, rank in _ranks(spec, arguments).items()}
+        sites = {module: Site(rank, arguments.lora_alpha) for module, rank in asked_ranks(spec, arguments).items()}
         new = start.readapted(sites, attn=arguments.attn_lora_rank_divisor, wte=arguments.vocab_lora_rank_divisor)
-    lineage = readapt(start, new, Readaption(draw_seed(torch.Generator().manual_seed(seed))))
+    lineage = readapt(start, new, AdapterChange(draw_seed(torch.Generator().manual_seed(seed))))
     frozen = lineage.inherit(spec.frozen)
     if arguments.lora_freeze_base == "all":
         frozen |= {name for name in new.shapes if not new.adapter_at(name)}
@@ -110,8 +78,33 @@ def load_adapters(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     new = ModelSpec(spec.config, adapter=config)
     old = dict(model.named_parameters())
     saved = adapters.read_adapters(folder, new)
-    weights = {name: saved[name] if name in saved else old[new.name_before(name)].detach() for name in new.shapes}
+    weights: dict[str, Tensor] = {}
+    for name in new.shapes:
+        adapter = new.adapter_at(name)
+        host = old[new.name_before(adapter.host if adapter else name)].detach()
+        # Adapters have the type of new ones, whatever they were saved in.
+        dtype = torch.promote_types(host.dtype, torch.float32)
+        weights[name] = saved[name].to(device=host.device, dtype=dtype) if adapter else host
     return dressed(new, weights, like=model)
+
+
+def save_model(model: nn.Module, folder: str | os.PathLike[str], *, merge: bool = True) -> None:
+    """Save a model, which may have adapters, in `folder`.
+
+    Args:
+        merge: save a plain model, adapters merged. Otherwise the base model, as merges have changed it, and the
+            adapters beside it in PEFT's format.
+
+    Raises:
+        ModelError: if the model is not supported.
+    """
+    path = Path(folder)
+    without_adapters(model, merge=merge).save_pretrained(path)
+    spec = ModelSpec.of(model)
+    for name in (adapters.CONFIG, adapters.WEIGHTS):
+        (path / name).unlink(missing_ok=True)  # of an earlier save: they would be loaded with this model
+    if spec.sites and not merge:
+        adapters.write_adapters(path, spec, dict(bare(model).named_parameters()), path)
 
 
 def without_adapters(model: nn.Module, *, merge: bool = True) -> PreTrainedModel:
@@ -128,132 +121,7 @@ def without_adapters(model: nn.Module, *, merge: bool = True) -> PreTrainedModel
     old = dict(inner.named_parameters())
     plain = ModelSpec(spec.config)
     if merge:
-        weights = transplant_weights(readapt(spec, plain, Readaption(seed=0)), old)
+        weights = transplant_weights(readapt(spec, plain, AdapterChange(seed=0)), old)
     else:
         weights = {name: old[spec.name_now(name)].detach() for name in plain.shapes}
     return dressed(plain, weights, like=inner)
-
-
-def _check(spec: ModelSpec, a: LoraArguments) -> None:
-    """Raise ConfigError for every value that cannot be meant, one line each."""
-    whole = {name: getattr(a, name) for name in ("attn_lora_rank_divisor", "vocab_lora_rank_divisor", "lora_r")}
-    wrong = [
-        f"{name}: must be a whole number, is {value!r}"
-        for name, value in whole.items()
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int))
-    ]
-    wrong += [
-        f"{name}: must be a number, is {getattr(a, name)!r}"
-        for name in ("lora_alpha", "lora_dropout")
-        if not isinstance(getattr(a, name), int | float)
-    ]
-    if wrong:
-        raise ConfigError("\n".join(wrong))
-    wrong = [
-        f"{name}: must be at least 0, is {divisor}"
-        if divisor < 0
-        else f"{name}: {spec.hidden} // {divisor} leaves no rank; use at most {spec.hidden}, or 0 for no adapter"
-        for name, divisor in (
-            ("attn_lora_rank_divisor", a.attn_lora_rank_divisor),
-            ("vocab_lora_rank_divisor", a.vocab_lora_rank_divisor),
-        )
-        if not 0 <= divisor <= spec.hidden
-    ]
-    if not 0 < a.lora_alpha < float("inf"):
-        wrong.append(f"lora_alpha: must be a positive number, is {a.lora_alpha}")
-    if not 0 <= a.lora_dropout < 1:
-        wrong.append(f"lora_dropout: must be at least 0 and below 1, is {a.lora_dropout}")
-    if a.lora_freeze_base not in ("targets", "all"):
-        hint = suggest(a.lora_freeze_base, ("targets", "all"))
-        wrong.append(f"lora_freeze_base: unknown {a.lora_freeze_base!r}{hint}")
-    if a.lora_r is not None and a.lora_r < 1:
-        wrong.append(f"lora_r: must be at least 1, is {a.lora_r}; leave it out for no adapters")
-    if a.lora_r is not None and (a.attn_lora_rank_divisor or a.vocab_lora_rank_divisor):
-        wrong.append("lora_r: stands beside a rank divisor; give one or the other")
-    if a.lora_target_modules is not None and a.lora_r is None:
-        wrong.append("lora_target_modules: have no rank; give lora_r")
-    if a.lora_target_modules is not None and not a.lora_target_modules:
-        wrong.append("lora_target_modules: names no module; leave it out for c_attn")
-    if spec.sites:
-        wrong += _redundant(spec, a)
-    if wrong:
-        raise ConfigError("\n".join(wrong))
-
-
-def _redundant(spec: ModelSpec, a: LoraArguments) -> list[str]:
-    """What cannot be asked of a model that has adapters already, because they have it."""
-    assert spec.adapter is not None
-    wrong = [
-        f"{name}: the model has adapters already; leave it out, or start from a merged model"
-        for name in ("attn_lora_rank_divisor", "vocab_lora_rank_divisor", "lora_r")
-        if getattr(a, name)
-    ]
-    has = {"lora_alpha": spec.alpha, "lora_dropout": spec.adapter.lora_dropout, "use_rslora": spec.adapter.use_rslora}
-    return wrong + [
-        f"{name}: is {getattr(a, name)}, but the model has adapters already, with {value}; leave it out"
-        for name, value in has.items()
-        if getattr(a, name) not in (value, getattr(LoraArguments(), name))
-    ]
-
-
-def _ranks(spec: ModelSpec, a: LoraArguments) -> dict[str, int]:
-    """Module -> rank."""
-    if a.lora_r is not None:
-        asked = {"lora_r": dict.fromkeys(target_modules(spec, a.lora_target_modules), a.lora_r)}
-    else:
-        asked = {
-            name: dict.fromkeys(spec.modules(kind), spec.hidden // divisor)
-            for name, kind, divisor in (
-                ("attn_lora_rank_divisor", "attn", a.attn_lora_rank_divisor),
-                ("vocab_lora_rank_divisor", "wte", a.vocab_lora_rank_divisor),
-            )
-            if divisor
-        }
-    for name, ranks in asked.items():
-        try:
-            for module, rank in ranks.items():
-                check_rank(spec, module, rank)
-        except OperationError as error:
-            raise ConfigError(f"{name}: {error}") from None
-    return {module: rank for ranks in asked.values() for module, rank in ranks.items()}
-
-
-def target_modules(spec: ModelSpec, targets: list[str] | str | None) -> list[str]:
-    """Modules whose name is, or ends with, one of `targets`, as PEFT finds them. Default: PEFT's choice for the family.
-
-    "all-linear" stands for every matrix that is no embedding and not the head.
-
-    Raises:
-        ConfigError: for a name that no module has, or whose module no adapter fits.
-    """
-    heads = {head: embedding for embedding, head in spec.tied_modules}
-    modules = [module for kind in spec.architecture.adaptable for module in spec.modules(kind)]
-    able = [module for module in modules if module not in heads]
-    linear = [module for module in able if module not in {*spec.architecture.embeddings, "lm_head"}]
-    kinds = {name: type(module).__name__ for name, module in ModelSpec(spec.config).build().named_modules() if name}
-    found: dict[str, list[str]] = {}
-    wrong: list[str] = []
-    for target in [targets] if isinstance(targets, str) else targets or DEFAULT_TARGETS[spec.architecture.model_type]:
-        if target == "all-linear":
-            found[target] = linear
-            continue
-        named = [name for name in kinds if name == target or name.endswith(f".{target}")]
-        found[target] = [heads.get(name, name) for name in named if name in modules]
-        if not named:
-            wrong.append(f"the model has no module {target!r}{suggest(target, _ends(able))}")
-        elif not found[target]:
-            what = ", ".join(sorted({kinds[name] for name in named}))
-            wrong.append(f"{target!r} ({what}) cannot carry an adapter; modules that can are {', '.join(_ends(able))}")
-    chosen = list(dict.fromkeys(name for names in found.values() for name in names))
-    for target, names in found.items():
-        # The head of a tied model has the embedding's adapter, if that is asked for too, as PEFT would need it.
-        if target in heads and not any(names[0] in others for other, others in found.items() if other != target):
-            wrong.append(f"{target!r} shares its weights with {heads[target]!r}: name that, its adapter is on both")
-    if wrong:
-        raise ConfigError("\n".join(f"lora_target_modules: {what}" for what in wrong))
-    return chosen
-
-
-def _ends(names: list[str]) -> list[str]:
-    """c_attn, c_proj, wte, ... of full names."""
-    return sorted({name.rpartition(".")[2] for name in names})

@@ -151,3 +151,21 @@ def test_where_frozen_parameters_belong() -> None:
     assert groups["transformer.ln_f.bias"] == 1, "where a parameter with as many dimensions is"
     only_matrices = AdamW([{"params": matrices}, {"params": []}])
     assert groups_of(model, only_matrices, spec)["transformer.ln_f.bias"] == 1, "where nothing is left"
+
+
+def test_a_weight_keeps_its_group_while_an_adapter_is_on_it() -> None:
+    """It is in no group then, and its adapter's is where it belongs."""
+    model = tiny_model()
+    embeddings = [model.transformer.wte.weight, model.transformer.wpe.weight]
+    others = [parameter for parameter in model.parameters() if all(parameter is not e for e in embeddings)]
+    groups = [{"params": others, "weight_decay": 0.1}, {"params": embeddings, "weight_decay": 0.0}]
+    optimizer: Any = AdamW(groups, lr=1e-3)
+    for written in (
+        {"name": "set_embedding_lora_rank", "value": 4},
+        {"name": "merge_lora_weights", "value": None, "restart": False},
+    ):
+        train(model, optimizer, 1)
+        model, optimizer, _ = morph(model, written, optimizer)
+    decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    for name, parameter in named(model).items():
+        assert decays[id(parameter)] == (0.0 if "wte" in name or "wpe" in name else 0.1), name

@@ -17,7 +17,7 @@ from morphing_trainer.operations.depth import StackLayers
 from morphing_trainer.operations.width import WidenMlp
 from tests.conformance.cases import ARCHITECTURE, Case
 from tests.conformance.common import logits, named, of, states, train
-from tests.support import same, tiny_model
+from tests.support import by_peft, same, tiny_model
 
 STACK = {"name": "stack_layers", "value": 2}
 
@@ -180,3 +180,25 @@ def test_thawed_parameters_forget_what_an_optimizer_kept_of_them() -> None:
 def test_what_is_no_operation(operation: Any, said: str) -> None:
     with pytest.raises(OperationError, match=said):
         morph(tiny_model(), operation)
+
+
+def test_a_model_that_peft_has_wrapped() -> None:
+    wrapped = by_peft(tiny_model(), r=2, target_modules=["c_attn"])
+    optimizer = AdamW([parameter for parameter in wrapped.parameters() if parameter.requires_grad])
+    new, its_optimizer, record = morph(wrapped, {"name": "set_attn_lora_rank", "value": 3}, optimizer)
+    assert its_optimizer is not None
+    assert type(new) is GPT2LMHeadModel
+    assert (record.before["lora_rank"], record.after["lora_rank"]) == (2, 3)
+    train(new, its_optimizer, 1)
+
+
+@pytest.mark.parametrize("first", ["frozen", "adapted"])
+def test_a_frozen_embedding_stays_frozen_through_an_adapter(first: str) -> None:
+    freeze = {"name": "freeze_layer", "value": "wte"}
+    adapt = {"name": "set_embedding_lora_rank", "value": 2}
+    model = tiny_model()
+    for written in (freeze, adapt) if first == "frozen" else (adapt, freeze):
+        model = morph(model, written).model
+    model = morph(model, {"name": "merge_lora_weights", "value": None, "restart": False}).model
+    assert not model.transformer.wte.weight.requires_grad
+    assert model.transformer.wpe.weight.requires_grad

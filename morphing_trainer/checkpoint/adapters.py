@@ -39,7 +39,7 @@ def write_adapters(folder: Path, spec: ModelSpec, weights: Mapping[str, Tensor],
     tensors |= {saved: tensors[owner].T.clone() for saved, owner in copies.items()}
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / WEIGHTS, {"format": "pt"})
     config = spec.peft_config
-    config.base_model_name_or_path = str(home)
+    config.base_model_name_or_path = str(home.resolve())
     config.inference_mode = True
     config.save_pretrained(str(folder))
 

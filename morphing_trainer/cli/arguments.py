@@ -17,7 +17,7 @@ from morphing_trainer.cli.groups import FIELDS, DataArguments, Given, ModelArgum
 from morphing_trainer.cli.values import value_problems
 from morphing_trainer.config import MorphingConfig
 from morphing_trainer.errors import ConfigError, Problem
-from morphing_trainer.lora import LoraArguments
+from morphing_trainer.lora_arguments import LoraArguments
 
 
 class Arguments(NamedTuple):

@@ -11,7 +11,7 @@ from enum import Enum
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from morphing_trainer.config import MorphingConfig
-from morphing_trainer.lora import LoraArguments
+from morphing_trainer.lora_arguments import LoraArguments
 
 Texts = list[str] | None | str  # in this order HfArgumentParser takes several values for one option
 

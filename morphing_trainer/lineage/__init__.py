@@ -14,7 +14,7 @@ from morphing_trainer.lineage.lineage import (
     Product,
     Truncated,
 )
-from morphing_trainer.lineage.lora import Readaption, readapt
+from morphing_trainer.lineage.lora import AdapterChange, readapt
 from morphing_trainer.lineage.rules import Units, regather, resize
 from morphing_trainer.lineage.spec import ModelSpec, architecture_of
 from morphing_trainer.lineage.transplant import MOMENT_ORDER, Census, transplant_states, transplant_weights
@@ -22,6 +22,7 @@ from morphing_trainer.lineage.transplant import MOMENT_ORDER, Census, transplant
 __all__ = [
     "MOMENT_ORDER",
     "NEWBORN",
+    "AdapterChange",
     "AxisMap",
     "Census",
     "Descent",
@@ -32,7 +33,6 @@ __all__ = [
     "Newborn",
     "Origin",
     "Product",
-    "Readaption",
     "Site",
     "Truncated",
     "Units",

@@ -231,7 +231,7 @@ def _sites(layers: Mapping[str, BaseTunerLayer]) -> dict[str, Site]:
         if layer.merged_adapters:
             raise ModelError(f"model: the adapter of {name} is merged for inference; call unmerge_adapter() first.")
         if layer.disable_adapters or ADAPTER not in layer.active_adapters:
-            raise ModelError(f"model: the adapter of {name} is switched off; call enable_adapters() first.")
+            raise ModelError(f"model: the adapter of {name} is switched off; switch it on first.")
         site = Site(layer.r[ADAPTER], layer.lora_alpha[ADAPTER])
         if not math.isclose(layer.scaling[ADAPTER], site.scaling(layer.use_rslora[ADAPTER])):
             raise ModelError(

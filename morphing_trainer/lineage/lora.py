@@ -25,7 +25,7 @@ from morphing_trainer.lineage.spec import ModelSpec
 
 
 @dataclass(frozen=True)
-class Readaption:
+class AdapterChange:
     """How adapters change.
 
     Attributes:
@@ -41,7 +41,7 @@ class Readaption:
     compensate: bool = True
 
 
-def readapt(spec: ModelSpec, new: ModelSpec, how: Readaption) -> Lineage:
+def readapt(spec: ModelSpec, new: ModelSpec, how: AdapterChange) -> Lineage:
     """Lineage of other adapters on the same model.
 
     - A larger rank (exact): the zeroed matrix is scaled by s / s' and gets zeros, the drawn one gets random rows.
@@ -60,7 +60,7 @@ def readapt(spec: ModelSpec, new: ModelSpec, how: Readaption) -> Lineage:
     return Lineage(origins)
 
 
-def _base(name: str, spec: ModelSpec, new: ModelSpec, how: Readaption) -> Origin:
+def _base(name: str, spec: ModelSpec, new: ModelSpec, how: AdapterChange) -> Origin:
     """A parameter of the model itself, under whatever name."""
     before = spec.name_now(new.name_before(name))
     if before not in spec.hosts:
@@ -74,7 +74,7 @@ def _base(name: str, spec: ModelSpec, new: ModelSpec, how: Readaption) -> Origin
     return Merged(before, _product(spec, module), transposed=axes[0].role == "reads", beyond=beyond)
 
 
-def _matrix(name: str, host: str, spec: ModelSpec, new: ModelSpec, how: Readaption, fill: Fill) -> Origin:
+def _matrix(name: str, host: str, spec: ModelSpec, new: ModelSpec, how: AdapterChange, fill: Fill) -> Origin:
     """A matrix of an adapter."""
     module = _module(host)
     adapter = new.adapter_names(module)

@@ -79,8 +79,9 @@ class ModelSpec:
     def of(cls, model: nn.Module) -> ModelSpec:
         """Describe a live (unwrapped) model.
 
-        A weight under an adapter takes no gradient; it counts as frozen by itself if the rest of its component is, or,
-        in a component that has no more, if the whole model but its adapters is.
+        A weight under an adapter takes no gradient. Whether it is frozen besides is known of models that were built
+        from a description; in others, such as a `PeftModel`, it is if all of the base model is. The weight of a frozen
+        adapter always is.
 
         Raises:
             ModelError: if the model's family or its adapters are not supported.
@@ -92,16 +93,12 @@ class ModelSpec:
         adapter = adapters.describe(model, {head: embedding for embedding, head in tied})
         spec = cls(copy.deepcopy(model.config), adapter=adapter, divisors=dict(getattr(model, "lora_divisors", {})))
         still = frozenset(name for name, parameter in model.named_parameters() if not parameter.requires_grad)
-        return replace(spec, frozen=(still - spec.hosts) | spec._frozen_hosts(still))
-
-    def _frozen_hosts(self, still: frozenset[str]) -> frozenset[str]:
-        base = {name for name in self.shapes if self.adapter_at(name) is None} - self.hosts
-        found: set[str] = set()
-        for component in self.architecture.component_names(self.config):
-            names = self.expand(component)
-            if self.architecture.modules(component) and ((names & base) or base) <= still:
-                found |= names & self.hosts
-        return frozenset(found)
+        base = {name for name in spec.shapes if spec.adapter_at(name) is None}
+        guess = spec.hosts if base <= still else frozenset()
+        known = frozenset(getattr(model, "frozen_hosts", guess))
+        found = [spec.adapter_names(module) for module in spec.sites]
+        known |= {adapter.host for adapter in found if {adapter.a, adapter.b} <= still}
+        return replace(spec, frozen=(still - spec.hosts) | (known & spec.hosts))
 
     @property
     def architecture(self) -> Architecture:
@@ -244,8 +241,9 @@ class ModelSpec:
             assert isinstance(model, PreTrainedModel)
             if self.adapter is not None:
                 adapters.inject(model, self.adapter, self.tied_modules)
-        if self.divisors:
-            model.lora_divisors = dict(self.divisors)  # type: ignore[assignment]  # for `of`
+        # What no module can tell, for `of`.
+        model.lora_divisors = dict(self.divisors)  # type: ignore[assignment]
+        model.frozen_hosts = sorted(self.frozen & self.hosts)  # type: ignore[assignment]
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name not in self.untrained)
         return model

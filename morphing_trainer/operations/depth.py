@@ -26,6 +26,9 @@ class StackLayers(ArchitectureOperation):
     moments start newborn. `order: append` stacks the blocks as a whole, 0 1 0 1 (what the 7B results used);
     `interleave` puts every copy behind its original, 0 0 1 1.
 
+    What is frozen stays frozen in copies; identity blocks are trained, except weights under an adapter, which follow
+    their adapter.
+
     Limits: depth times factor must be a whole number; not for models whose attention scales with the layer's index.
     """
 

@@ -14,7 +14,7 @@ import torch
 from pydantic import BeforeValidator, Field
 
 from morphing_trainer.errors import OperationError
-from morphing_trainer.lineage import ModelSpec, Readaption, Site, readapt
+from morphing_trainer.lineage import AdapterChange, ModelSpec, Site, readapt
 from morphing_trainer.operations.base import ArchitectureOperation, Factor, Morph, Nothing, draw_seed, whole
 from morphing_trainer.operations.components import check_adaptable, resolve
 
@@ -50,7 +50,12 @@ class _Ranking(_Adapting):
     residual: Residual = "merge"
 
     def _ranked(
-        self, spec: ModelSpec, ranks: Mapping[str, int], rng: torch.Generator, alpha: float | None, divisors: Any
+        self,
+        spec: ModelSpec,
+        ranks: Mapping[str, int],
+        rng: torch.Generator,
+        alpha: float | None,
+        divisors: Mapping[str, float],
     ) -> Morph:
         """The model with other ranks in some modules.
 
@@ -69,14 +74,15 @@ class _Ranking(_Adapting):
             old = sites.get(module)
             value = alpha or (old.alpha if old else spec.alpha)
             sites[module] = Site(rank, value)
-        for kind, divisor in spec.divisors.items():
-            left = {sites[module].rank for module in spec.modules(kind) if module in sites}
-            if _divided(spec.hidden, divisor) not in left:
-                divisors = {kind: 0.0, **divisors}
+        obsolete = {
+            kind: 0.0
+            for kind, divisor in spec.divisors.items()
+            if _divided(spec.hidden, divisor) not in {sites[m].rank for m in spec.modules(kind) if m in sites}
+        }
         shrinks = any(module in sites and sites[module].rank < site.rank for module, site in spec.sites.items())
-        new = spec.readapted(sites, **divisors)
+        new = spec.readapted(sites, **{**obsolete, **divisors})
         note = _changes(spec, new) or "warning: nothing changes, the adapters are so already"
-        how = Readaption(draw_seed(rng), residual=self.residual)
+        how = AdapterChange(draw_seed(rng), residual=self.residual)
         return _morph(spec, new, how, preserving=not (shrinks and self.residual == "drop"), note=note)
 
 
@@ -176,8 +182,9 @@ class SetLayerLoraRank(_Ranking):
         component, rank = self.value
         if spec.config.tie_word_embeddings and component == "lm_head":
             raise OperationError("'lm_head' shares its weights with 'wte': an adapter on 'wte' is on both; name that")
-        chosen = [module for name in resolve(spec, component) for module in spec.architecture.modules(name)]
-        kinds = {name.partition(".")[0] for name in resolve(spec, component)}
+        names = resolve(spec, component)
+        chosen = [module for name in names for module in spec.architecture.modules(name)]
+        kinds = {name.partition(".")[0] for name in names}
         usual = [module for kind in kinds for module in _usual(spec, spec.modules(kind))]
         ranks = {module: rank for module in chosen if module in usual or module in spec.sites}
         return self._ranked(spec, ranks, rng, self.alpha, {})
@@ -198,9 +205,11 @@ class MergeLoraWeights(_Adapting):
     restart: bool = True
 
     def morph(self, spec: ModelSpec, rng: torch.Generator) -> Morph:
-        note = "" if spec.sites else "warning: there is nothing to merge, the model has no adapters"
+        note = f"{len(spec.sites)} merged{' and started anew' if self.restart else ''}"
+        if not spec.sites:
+            note = "warning: there is nothing to merge, the model has no adapters"
         new = spec if self.restart else spec.readapted({}, **dict.fromkeys(spec.divisors, 0.0))
-        return _morph(spec, new, Readaption(draw_seed(rng), restart=self.restart), preserving=True, note=note)
+        return _morph(spec, new, AdapterChange(draw_seed(rng), restart=self.restart), preserving=True, note=note)
 
 
 class ChangeLoraAlpha(_Adapting):
@@ -218,7 +227,7 @@ class ChangeLoraAlpha(_Adapting):
         sites = {module: Site(site.rank, site.alpha * self.value) for module, site in spec.sites.items()}
         new = spec.readapted(sites, alpha=spec.alpha * self.value)
         note = _changes(spec, new) or "warning: the model has no adapters now; adapters to come get the new alpha"
-        how = Readaption(draw_seed(rng), compensate=self.compensate)
+        how = AdapterChange(draw_seed(rng), compensate=self.compensate)
         return _morph(spec, new, how, preserving=self.compensate or not sites, note=note)
 
 
@@ -260,7 +269,7 @@ def _changes(spec: ModelSpec, new: ModelSpec) -> str:
     return ", ".join(f"{what} on {number}" for what, number in count.items())
 
 
-def _morph(spec: ModelSpec, new: ModelSpec, how: Readaption, *, preserving: bool, note: str) -> Morph:
+def _morph(spec: ModelSpec, new: ModelSpec, how: AdapterChange, *, preserving: bool, note: str) -> Morph:
     lineage = readapt(spec, new, how)
     # An adapter that starts anew stays frozen if it was.
     frozen = lineage.inherit(spec.frozen) | (spec.frozen & frozenset(new.shapes))

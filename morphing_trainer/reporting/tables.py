@@ -6,6 +6,7 @@ text for pipes and log files (`plan_lines`, `operations_lines`, `operation_line`
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -206,10 +207,9 @@ def _operation_rows(records: Sequence[Record], later: Mapping[int, float] | None
             changed.append(("trainable", sizes["trainable"]))
         new = record.after.get("parameters")
         size = sizes.get("parameters", count(new) if new is not None else "").split(" (")[0]
+        said = _joined(changed) or textwrap.shorten(clean(record.note), 60, placeholder=" ...")
         name, loss = operation_text(record.operation, record.value), loss_change(record, later)
-        rows.append(
-            (f"{record.step:,}", name, clean(record.trigger), _joined(changed), size, loss, duration(record.seconds))
-        )
+        rows.append((f"{record.step:,}", name, clean(record.trigger), said, size, loss, duration(record.seconds)))
     return rows
 
 

@@ -12,7 +12,7 @@ from transformers.trainer_utils import IntervalStrategy, has_length
 from morphing_trainer.config import MorphingConfig
 from morphing_trainer.data.cursor import Cursor
 from morphing_trainer.errors import ConfigError, DataError, Problem, ScheduleError
-from morphing_trainer.lineage import architecture_of
+from morphing_trainer.lineage import ModelSpec
 from morphing_trainer.reporting.records import Stage
 from morphing_trainer.run.learning_rate import STATEFUL
 from morphing_trainer.run.steps import steps_in, total_steps
@@ -36,7 +36,11 @@ def check_arguments(model: nn.Module | None, args: TrainingArguments | None) -> 
             "model: is missing. Pass the model itself; model_init is not supported, because a resumed "
             "run rebuilds the model from its checkpoint."
         )
-    architecture_of(model)
+    if ModelSpec.of(model).trainable == 0:
+        raise ConfigError(
+            "model: nothing of it is trained, all its parameters are frozen. PeftModel.from_pretrained wants "
+            "is_trainable=True for adapters that are to be trained; elsewhere unfreeze some."
+        )
     if args.train_sampling_strategy not in ("random", "sequential"):
         raise ConfigError(
             f"train_sampling_strategy: {args.train_sampling_strategy!r} is not supported, because the order of the "

@@ -19,7 +19,7 @@ from morphing_trainer import without_adapters
 from morphing_trainer.checkpoint.adapters import CONFIG, WEIGHTS, read_adapters, read_config, write_adapters
 from morphing_trainer.engine import dressed
 from morphing_trainer.errors import CheckpointError, ModelError
-from morphing_trainer.lineage import ModelSpec, Readaption, Site, readapt, transplant_weights
+from morphing_trainer.lineage import AdapterChange, ModelSpec, Site, readapt, transplant_weights
 from morphing_trainer.lineage.adapters import canonical
 from morphing_trainer.models import load_model
 from tests.support import Tokens, by_peft, stirred, tiny_model
@@ -40,7 +40,7 @@ def adapted(sites: dict[str, Site], rslora: bool = False, **shape: Any) -> GPT2L
     spec = ModelSpec.of(model)
     start = ModelSpec(spec.config, adapter=canonical({}, LoraConfig(use_rslora=rslora, lora_dropout=0.1)))
     new = start.readapted(sites)
-    weights = transplant_weights(readapt(start, new, Readaption(1)), dict(model.named_parameters()))
+    weights = transplant_weights(readapt(start, new, AdapterChange(1)), dict(model.named_parameters()))
     made = stirred(dressed(new, weights, like=model))
     assert isinstance(made, GPT2LMHeadModel)
     return made
@@ -137,7 +137,7 @@ def test_what_is_written(tmp_path: Path) -> None:
     config = json.loads((tmp_path / CONFIG).read_text())
     assert config["peft_type"] == "LORA"
     assert config["task_type"] == "CAUSAL_LM"
-    assert config["base_model_name_or_path"] == "runs/a/checkpoint-5"
+    assert config["base_model_name_or_path"] == str(Path("runs/a/checkpoint-5").resolve())
     assert config["inference_mode"] is True
     assert config["use_rslora"] is True
     assert config["lora_dropout"] == 0.1

@@ -16,7 +16,7 @@ from morphing_trainer.cli.arguments import Arguments, DataArguments, ModelArgume
 from morphing_trainer.config import MorphingConfig
 from morphing_trainer.documents import DocumentError
 from morphing_trainer.errors import ConfigError
-from morphing_trainer.lora import LoraArguments
+from morphing_trainer.lora_arguments import LoraArguments
 
 
 def write(folder: Path, text: str, name: str = "run.yaml") -> str:

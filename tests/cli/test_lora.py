@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from morphing_trainer.cli.arguments import parse
 from morphing_trainer.cli.train import main
 from morphing_trainer.errors import ConfigError
-from morphing_trainer.lora import LoraArguments
+from morphing_trainer.lora_arguments import LoraArguments
 from tests.cli.test_train import QUICK, TEXT, run
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

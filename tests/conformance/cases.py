@@ -131,7 +131,7 @@ ARCHITECTURE = (
     _wide("lora-widen-even", 1.5, split="even", lora="rslora"),
     _wide("lora-widen-newborn", 1.5, split="newborn", lora="lora", frozen=("attn.0",)),
     _wide("lora-widen-noise", 2, noise=0.1, lora="lora"),
-    _same("lora-freeze", "freeze_layer", ["attn.0", "ln_f", "mlp.1"], lora="lora"),
+    _same("lora-freeze", "freeze_layer", ["attn.0", "ln_f", "mlp.1", "wte"], lora="lora"),
     _same("lora-unfreeze", "unfreeze_layer", "*", "h.0", "wte", lora="rslora"),
     _same("lora-reset", "reset_optimizer_state", ["attn.*", "wte"], "mlp.1", lora="lora"),
     # Ranks.

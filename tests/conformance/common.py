@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from transformers import GPT2LMHeadModel
 
 from morphing_trainer.engine import dressed
-from morphing_trainer.lineage import NEWBORN, AxisMap, ModelSpec, Readaption, Site, readapt, transplant_weights
+from morphing_trainer.lineage import NEWBORN, AdapterChange, AxisMap, ModelSpec, Site, readapt, transplant_weights
 from morphing_trainer.lineage.adapters import canonical
 from morphing_trainer.operations import ArchitectureOperation, Morph, Operation
 from morphing_trainer.operations.components import resolve
@@ -55,7 +55,7 @@ def adapted(model: GPT2LMHeadModel, sites: Mapping[str, tuple[int, float]], rslo
     spec = ModelSpec.of(model)
     bare = replace(spec, adapter=canonical({}, LoraConfig(use_rslora=rslora)))
     new = bare.readapted({name: Site(*site) for name, site in sites.items() if name not in heads(model)})
-    weights = transplant_weights(readapt(bare, new, Readaption(seed=11)), named(model))
+    weights = transplant_weights(readapt(bare, new, AdapterChange(seed=11)), named(model))
     return dressed(new, weights, like=model)
 
 

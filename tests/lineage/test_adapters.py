@@ -222,7 +222,7 @@ def test_adapters_that_do_not_count_as_they_say_are_refused() -> None:
     layers = [module for module in wrapped.modules() if isinstance(module, LoraLayer)]
     for layer in layers:
         layer.enable_adapters(False)
-    with pytest.raises(ModelError, match=r"c_attn is switched off; call enable_adapters\(\) first"):
+    with pytest.raises(ModelError, match=r"c_attn is switched off; switch it on first"):
         ModelSpec.of(wrapped)
     for layer in layers:
         layer.enable_adapters(True)

@@ -14,12 +14,12 @@ from torch.optim import Adam
 
 from morphing_trainer.lineage import (
     NEWBORN,
+    AdapterChange,
     Descent,
     Merged,
     ModelSpec,
     Newborn,
     Product,
-    Readaption,
     Site,
     Truncated,
     readapt,
@@ -38,7 +38,7 @@ def described(sites: Mapping[str, tuple[int, float]], rslora: bool = False, **ch
 
 
 def origins(spec: ModelSpec, new: ModelSpec, **how: Any) -> Any:
-    lineage = readapt(spec, new, Readaption(**{"seed": 5, **how}))
+    lineage = readapt(spec, new, AdapterChange(**{"seed": 5, **how}))
     assert list(lineage.origins) == list(new.shapes)
     return lineage.origins
 
@@ -64,7 +64,9 @@ def test_new_adapters_and_renamed_weights() -> None:
 def test_new_matrices_are_as_wide_as_those_that_peft_draws() -> None:
     new = described({FC: (16, 8), WTE: (16, 8)}, n_embd=64)
     model = described({}, n_embd=64).build("cpu")
-    weights = transplant_weights(readapt(described({}, n_embd=64), new, Readaption(1)), dict(model.named_parameters()))
+    weights = transplant_weights(
+        readapt(described({}, n_embd=64), new, AdapterChange(1)), dict(model.named_parameters())
+    )
     by_peft = {name: parameter.detach() for name, parameter in new.build("cpu").named_parameters()}
     for name in new.shapes:
         if ".lora_" in name:
@@ -159,7 +161,7 @@ def test_moments_are_what_the_optimizer_would_remember(
     adapter = spec.adapter_names(module)
     generator = torch.Generator().manual_seed(0)
     old = {name: torch.randn(shape, generator=generator, dtype=torch.float64) for name, shape in spec.shapes.items()}
-    lineage = readapt(spec, new, Readaption(3, compensate=compensate))
+    lineage = readapt(spec, new, AdapterChange(3, compensate=compensate))
     weights = transplant_weights(lineage, old)
     before, now = (Product(adapter.a, adapter.b, each.scaling(module)) for each in (spec, new))
     whole = [product.scale * made[adapter.b] @ made[adapter.a] for product, made in ((before, old), (now, weights))]
