@@ -91,6 +91,7 @@ def morph(
         preserving=grown.morph.preserving,
         multipliers={},
         note=grown.morph.note,
+        warning=grown.morph.warning,
     )
     return Morphed(grown.model, new_optimizer, record)
 

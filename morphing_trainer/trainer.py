@@ -251,13 +251,12 @@ class MorphingTrainer(SegmentedTrainer):
         if entry.reevaluate and state.evaluated_at != state.step:
             self._loss_again(trial, ignore_keys_for_eval)  # an older loss would tell of the steps since, too
         start, before, trigger = time.perf_counter(), state.facts(), state.position.pending
-        preserving, note, census = None, "", Census()
+        morph, census = None, Census()
         if isinstance(entry.operation, HyperparameterOperation):
             self._adopt(entry.operation.update(state.settings, state.step))
         else:
             assert isinstance(entry.operation, ArchitectureOperation)
             morph, census = transplant(self, state, entry.operation, index)
-            preserving, note = morph.preserving, morph.note
         session.applied()
         seconds = time.perf_counter() - start
         record = Record(
@@ -275,9 +274,10 @@ class MorphingTrainer(SegmentedTrainer):
             },
             moments=asdict(census),
             seconds=seconds,
-            preserving=preserving,
+            preserving=morph.preserving if morph else None,
             multipliers=state.multipliers,
-            note=note,
+            note=morph.note if morph else "",
+            warning=morph.warning if morph else "",
         )
         self._reports.operation(record, entry, state.spec)
         self.callback_handler.announce("on_operation", self.args, self.state, self.control, record=record)

@@ -18,9 +18,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
+from morphing_trainer import LoraArguments, add_adapters, save_model
 from morphing_trainer.cli.arguments import ModelArguments
 from morphing_trainer.errors import ConfigError, ModelError
 from morphing_trainer.models import load_model, new_model, scratch_config
+from tests.support import stirred
 
 Tensors = dict[str, torch.Tensor]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -312,7 +314,13 @@ def in_a_new_process(home: Path, endpoint: str, *names: str) -> dict[str, tuple[
 
 
 @pytest.fixture
-def hub(stock: Path, tmp_path: Path) -> Iterator[Hub]:
+def adapted(model: GPT2LMHeadModel) -> Any:
+    return stirred(add_adapters(model, LoraArguments(lora_r=2)))
+
+
+@pytest.fixture
+def hub(stock: Path, adapted: Any, tmp_path: Path) -> Iterator[Hub]:
+    save_model(adapted, tmp_path / "adapted", merge=False)
     to_original_layout(stock)
     (stock / "onnx.safetensors").write_bytes(b"not ours to download")
     llama = tmp_path / "llama"
@@ -320,15 +328,18 @@ def hub(stock: Path, tmp_path: Path) -> Iterator[Hub]:
     (llama / "config.json").write_text('{"model_type": "llama"}')
     (llama / "model.safetensors").write_bytes(b"very large")
     repositories = {"someone/gpt2-original": stock, "someone/gated": stock, "someone/llama": llama}
+    repositories["someone/adapted"] = tmp_path / "adapted"
     with Hub(repositories) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
         server.shutdown()
 
 
-def test_hub(hub: Hub, model: GPT2LMHeadModel, tmp_path: Path) -> None:
+def test_hub(hub: Hub, model: GPT2LMHeadModel, adapted: Any, tmp_path: Path) -> None:
     names = ["someone/gpt2-original", "someone/nope", "someone/gated", "someone/llama", "someone/gpt2-original@v9"]
-    found = in_a_new_process(tmp_path / "home", hub.url, *names)
+    found = in_a_new_process(tmp_path / "home", hub.url, *names, "someone/adapted")
+    torch.testing.assert_close(torch.tensor(found["someone/adapted"][0][1]), logits(adapted), rtol=1e-6, atol=1e-6)
+    assert not torch.allclose(logits(adapted), logits(model), atol=1e-3)
     name, values = found["someone/gpt2-original"][0]
     assert name == "someone/gpt2-original"
     torch.testing.assert_close(torch.tensor(values), logits(model), rtol=1e-6, atol=1e-6)

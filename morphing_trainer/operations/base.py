@@ -21,12 +21,14 @@ class Morph:
         lineage: where each of its parameters comes from.
         preserving: the function stays as it was (up to rounding).
         note: what a reader of the journal should know.
+        warning: why the operation changes nothing, though somebody asked for it.
     """
 
     spec: ModelSpec
     lineage: Lineage
     preserving: bool
     note: str = ""
+    warning: str = ""
 
 
 class Operation(BaseModel):

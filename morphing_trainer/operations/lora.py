@@ -81,9 +81,10 @@ class _Ranking(_Adapting):
         }
         shrinks = any(module in sites and sites[module].rank < site.rank for module, site in spec.sites.items())
         new = spec.readapted(sites, **{**obsolete, **divisors})
-        note = _changes(spec, new) or "warning: nothing changes, the adapters are so already"
+        note = _changes(spec, new)
+        warning = "" if note else "nothing changes, the adapters are so already"
         how = AdapterChange(draw_seed(rng), residual=self.residual)
-        return _morph(spec, new, how, preserving=not (shrinks and self.residual == "drop"), note=note)
+        return _morph(spec, new, how, preserving=not (shrinks and self.residual == "drop"), note=note, warning=warning)
 
 
 class _Decreasing(_Ranking):
@@ -205,11 +206,12 @@ class MergeLoraWeights(_Adapting):
     restart: bool = True
 
     def morph(self, spec: ModelSpec, rng: torch.Generator) -> Morph:
-        note = f"{len(spec.sites)} merged{' and started anew' if self.restart else ''}"
-        if not spec.sites:
-            note = "warning: there is nothing to merge, the model has no adapters"
+        note = f"{len(spec.sites)} merged{' and started anew' if self.restart else ''}" if spec.sites else ""
+        warning = "" if spec.sites else "there is nothing to merge, the model has no adapters"
         new = spec if self.restart else spec.readapted({}, **dict.fromkeys(spec.divisors, 0.0))
-        return _morph(spec, new, AdapterChange(draw_seed(rng), restart=self.restart), preserving=True, note=note)
+        return _morph(
+            spec, new, AdapterChange(draw_seed(rng), restart=self.restart), preserving=True, note=note, warning=warning
+        )
 
 
 class ChangeLoraAlpha(_Adapting):
@@ -226,9 +228,10 @@ class ChangeLoraAlpha(_Adapting):
     def morph(self, spec: ModelSpec, rng: torch.Generator) -> Morph:
         sites = {module: Site(site.rank, site.alpha * self.value) for module, site in spec.sites.items()}
         new = spec.readapted(sites, alpha=spec.alpha * self.value)
-        note = _changes(spec, new) or "warning: the model has no adapters now; adapters to come get the new alpha"
+        note = _changes(spec, new)
+        warning = "" if note else "the model has no adapters now; adapters to come get the new alpha"
         how = AdapterChange(draw_seed(rng), compensate=self.compensate)
-        return _morph(spec, new, how, preserving=self.compensate or not sites, note=note)
+        return _morph(spec, new, how, preserving=self.compensate or not sites, note=note, warning=warning)
 
 
 def _divided(hidden: int, divisor: float) -> int:
@@ -269,11 +272,11 @@ def _changes(spec: ModelSpec, new: ModelSpec) -> str:
     return ", ".join(f"{what} on {number}" for what, number in count.items())
 
 
-def _morph(spec: ModelSpec, new: ModelSpec, how: AdapterChange, *, preserving: bool, note: str) -> Morph:
+def _morph(spec: ModelSpec, new: ModelSpec, how: AdapterChange, *, preserving: bool, note: str, warning: str) -> Morph:
     lineage = readapt(spec, new, how)
     # An adapter that starts anew stays frozen if it was.
     frozen = lineage.inherit(spec.frozen) | (spec.frozen & frozenset(new.shapes))
     new = new.evolve(frozen)
     if new.trainable == 0:
         raise OperationError("nothing would be left to train; unfreeze_layer something first")
-    return Morph(new, lineage, preserving, note)
+    return Morph(new, lineage, preserving, note, warning)

@@ -50,6 +50,7 @@ class Record:
         preserving: whether the model's function stays as it was; `None` where the operation touches no weights.
         multipliers: the run's multipliers and divisors after it.
         note: anything the operation reports about its work.
+        warning: why it changed nothing.
     """
 
     index: int
@@ -66,6 +67,7 @@ class Record:
     preserving: bool | None
     multipliers: Mapping[str, float]
     note: str = ""
+    warning: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

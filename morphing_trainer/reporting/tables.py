@@ -109,6 +109,8 @@ def _facts(record: Record, *, long: bool) -> list[Change]:
         rows.append(("function", "preserved" if record.preserving else "changed, the loss may jump and recover"))
     if record.note:
         rows.append(("note", clean(record.note)))
+    if record.warning:
+        rows.append(("warning", clean(record.warning)))
     return rows
 
 
@@ -207,7 +209,7 @@ def _operation_rows(records: Sequence[Record], later: Mapping[int, float] | None
             changed.append(("trainable", sizes["trainable"]))
         new = record.after.get("parameters")
         size = sizes.get("parameters", count(new) if new is not None else "").split(" (")[0]
-        said = _joined(changed) or textwrap.shorten(clean(record.note), 60, placeholder=" ...")
+        said = _joined(changed) or textwrap.shorten(clean(record.note or record.warning), 60, placeholder=" ...")
         name, loss = operation_text(record.operation, record.value), loss_change(record, later)
         rows.append((f"{record.step:,}", name, clean(record.trigger), said, size, loss, duration(record.seconds)))
     return rows

@@ -56,8 +56,8 @@ class RunReports:
 
     def operation(self, record: Record, entry: Entry, spec: ModelSpec) -> None:
         self.records.append(record)
-        if self._main and record.note.startswith("warning: "):
-            _log.warning("step %d: %s: %s", record.step, record.operation, record.note.removeprefix("warning: "))
+        if self._main and record.warning:
+            _log.warning("step %d: %s: %s", record.step, record.operation, record.warning)
         facts = {"entry": entry.to_dict(), "record": record.to_dict(), "spec": spec.to_dict()}
         self._journal.write("operation", record.step, index=record.index, **facts)
 

@@ -164,11 +164,11 @@ def test_what_keeps_the_function(name: str, value: Any, options: dict[str, Any],
 
 
 def test_what_a_record_says() -> None:
-    assert then(BARE, "merge_lora_weights", None).note.startswith("warning: there is nothing to merge")
-    assert then(BARE, "merge_lora_weights", None, restart=False).note.startswith("warning: there is nothing to merge")
-    assert "warning: the model has no adapters" in then(BARE, "change_lora_alpha", 2).note
+    assert then(BARE, "merge_lora_weights", None).warning.startswith("there is nothing to merge")
+    assert then(BARE, "merge_lora_weights", None, restart=False).warning.startswith("there is nothing to merge")
+    assert "the model has no adapters" in then(BARE, "change_lora_alpha", 2).warning
     spec = then(BARE, "set_attn_lora_rank", 4).spec
-    assert "warning: nothing changes" in then(spec, "set_attn_lora_rank", 4).note
+    assert "nothing changes" in then(spec, "set_attn_lora_rank", 4).warning
     model, optimizer = with_history(lora="lora")
     before = effective(model)
     new, _, record = morph(model, {"name": "set_attn_lora_rank", "value": 1, "residual": "drop"}, optimizer)

@@ -127,9 +127,9 @@ def test_nothing_to_merge_is_a_warning(tmp_path: Path) -> None:
     plain.train()
     assert same(weights(run), weights(plain))
     assert same(optimizer_state(run), optimizer_state(plain))
-    notes = [record["note"] for record in records(run)]
-    assert notes[0] == "warning: there is nothing to merge, the model has no adapters"
-    assert notes[1].startswith("warning: the model has no adapters")
+    warnings = [record["warning"] for record in records(run)]
+    assert warnings[0] == "there is nothing to merge, the model has no adapters"
+    assert warnings[1].startswith("the model has no adapters")
     log = (tmp_path / "run" / "logs" / "train.log").read_text().splitlines()
     warned = [line.partition(" WARNING ")[2] for line in log if " WARNING " in line]
     assert warned[0] == "step 2: merge_lora_weights: there is nothing to merge, the model has no adapters"
