@@ -11,11 +11,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2LMHeadModel
 
+from morphing_trainer import LoraArguments, add_adapters
 from morphing_trainer.lineage import ModelSpec
+from morphing_trainer.operations import OPERATIONS
 from morphing_trainer.planning import play
+from morphing_trainer.run.journal import read_journal
 from morphing_trainer.schedule import Schedule
 from morphing_trainer.settings import Settings
-from tests.support import tiny_config, tiny_model
+from tests.support import tiny_config, tiny_model, trainer
 
 ROOT = Path(__file__).parent.parent
 SCHEDULES = sorted(path for path in (ROOT / "configs" / "schedules").iterdir())
@@ -42,6 +45,37 @@ def test_a_schedule_loads_and_plays(path: Path) -> None:
         assert path.read_text().startswith("# ")
     else:
         assert schedule.entries[0].desc
+
+
+def test_the_schedule_of_all_operations_runs_to_a_plain_model(tmp_path: Path) -> None:
+    """As in `make demo`, but on a model that takes seconds."""
+    schedule = Schedule.load(ROOT / "configs" / "schedules" / "demo_all_operations.yaml")
+    assert {entry.operation.name for entry in schedule.entries} == set(OPERATIONS)
+    run = trainer(tmp_path / "run", schedule, tiny_model(n_inner=32), max_steps=15 * len(schedule) + 20, eval_iters=2)
+    run.train()
+    events = read_journal(tmp_path / "run" / "journal.jsonl")
+    assert sum(event["event"] == "operation" for event in events) == len(schedule)
+    run.save_whole(tmp_path / "model")
+    model, report = AutoModelForCausalLM.from_pretrained(tmp_path / "model", output_loading_info=True)
+    assert type(model) is GPT2LMHeadModel
+    assert not any(report.values())
+    assert {name: weight.shape for name, weight in model.named_parameters()} == {
+        name: weight.shape for name, weight in run.model.named_parameters()
+    }
+
+
+def test_relora_restarts_to_the_end(tmp_path: Path) -> None:
+    model = add_adapters(tiny_model(), LoraArguments(attn_lora_rank_divisor=8))
+    schedule = Schedule.load(ROOT / "configs" / "schedules" / "relora.yaml")
+    stages = play(schedule, ModelSpec.of(model), SETTINGS, steps=10_900)
+    assert [stage.operation for stage in stages if stage.repeats] == ["reset_lr_schedule", "merge_lora_weights"]
+    # The file's own waits take thousands of steps.
+    short = [{**entry, "max_wait_iters": 2} for entry in schedule.to_list()[-1]["operations"]]
+    run = trainer(tmp_path, [{"repeat": "end", "operations": short}], model, warmup_steps=1, max_steps=14)
+    run.train()
+    events = read_journal(tmp_path / "journal.jsonl")
+    steps = [event["step"] for event in events if event["event"] == "operation"]
+    assert steps == [2, 4, 6, 8, 10, 12]
 
 
 def test_the_plain_format_is_there_in_both_languages() -> None:
