@@ -49,7 +49,7 @@ from morphing_trainer.run.bundle import Bundle, load_model
 from morphing_trainer.run.folder import check_output_dir, clear
 from morphing_trainer.run.learning_rate import scale_peaks
 from morphing_trainer.run.reports import RunReports
-from morphing_trainer.run.resume import LENGTH, Override, check_model, compare, replayed, snapshot
+from morphing_trainer.run.resume import LENGTH, Override, check_model, compare, position_under, replayed, snapshot
 from morphing_trainer.run.session import Session
 from morphing_trainer.run.signals import RunInterrupted
 from morphing_trainer.run.state import RunState
@@ -179,8 +179,7 @@ class MorphingTrainer(SegmentedTrainer):
         state.initial, state.settings = fresh.settings, replayed(state, fresh.settings, self.schedule)
         changed = {override.name for override in overrides}
         if "schedule" in changed:
-            # What had been decided was decided under the old schedule.
-            state.position = Position(state.position.done, state.position.since).settle(self.schedule)
+            state.position = position_under(self.schedule, state.position, bundle.schedule)
         if changed & LENGTH:
             state.end = last_step(self.args, state.cursor, state.step, state.settings)
         if state.end < state.step:

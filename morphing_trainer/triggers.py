@@ -101,6 +101,10 @@ class LossBelow(_Valued):
         return evaluates and self.value > 0
 
 
+def _steps(number: int) -> str:
+    return "1 step" if number == 1 else f"{number} steps"
+
+
 class Waited(_Valued):
     """So many optimizer steps have passed since the previous operation, or since the start; 0 is due at once."""
 
@@ -108,13 +112,13 @@ class Waited(_Valued):
     value: Steps
 
     def due(self, clock: Clock) -> str | None:
-        return f"waited {clock.waited} steps" if clock.waited >= self.value else None
+        return f"waited {_steps(clock.waited)}" if clock.waited >= self.value else None
 
     def describe(self) -> str:
-        return f"after {self.value} steps" if self.value else "at once"
+        return f"after {_steps(self.value)}" if self.value else "at once"
 
     def progress(self, clock: Clock) -> str:
-        return f"{clock.waited} of {self.value} steps waited"
+        return f"{clock.waited} of {_steps(self.value)} waited"
 
 
 class AtStep(_Valued):

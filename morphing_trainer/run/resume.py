@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from enum import Enum
 from typing import Any
 
@@ -15,7 +15,7 @@ from morphing_trainer.lineage import ModelSpec
 from morphing_trainer.operations import HyperparameterOperation
 from morphing_trainer.run.bundle import Bundle
 from morphing_trainer.run.state import RunState
-from morphing_trainer.schedule import Schedule, ahead
+from morphing_trainer.schedule import Position, Schedule, ahead
 from morphing_trainer.schedule_entry import Place
 from morphing_trainer.settings import Settings
 
@@ -181,6 +181,16 @@ def _differing(what: str, before: Mapping[str, str], now: Mapping[str, str], abs
 def _shown(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def position_under(schedule: Schedule, position: Position, before: Sequence[Mapping[str, Any]]) -> Position:
+    """Where a run that stood at `position` in the schedule `before` stands in this one.
+
+    An operation that is due stays so if its entry is the same: what had been decided, was decided of the old one.
+    """
+    old, now = Schedule.of(list(before)).at(position.done), schedule.at(position.done)
+    stays = old is not None and now is not None and old.to_dict() == now.to_dict()
+    return replace(position, pending=position.pending if stays else None).settle(schedule)
 
 
 def replayed(state: RunState, initial: Settings, schedule: Schedule) -> Settings:

@@ -158,6 +158,13 @@ def test_a_pending_operation_is_decided_anew_when_the_schedule_changes(whole: Mo
     assert applied(resumed) == [("change_lr", 2), ("widen_mlp", 7)]
 
 
+def test_a_pending_operation_stays_so_when_only_what_comes_after_it_changes(
+    whole: MorphingTrainer, tmp_path: Path
+) -> None:
+    resumed = resume(whole, tmp_path, 4, schedule=[*SCHEDULE[:2], entry("freeze_layer", "wpe", 1)])
+    assert applied(resumed) == [("change_lr", 2), ("stack_layers", 4), ("freeze_layer", 5)]
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"seed": 8}, {"weight_decay": 0.3}, {"max_grad_norm": 2.0}, {"adam_beta2": 0.9}, {"lr_scheduler_type": "linear"}],
