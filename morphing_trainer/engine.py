@@ -17,7 +17,15 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from morphing_trainer.lineage import Census, Lineage, ModelSpec, lost, transplant_states, transplant_weights
+from morphing_trainer.lineage import (
+    Census,
+    Lineage,
+    ModelSpec,
+    has_no_rule,
+    lost,
+    transplant_states,
+    transplant_weights,
+)
 from morphing_trainer.operations import ArchitectureOperation, Morph
 
 Groups = Mapping[str, int]
@@ -153,10 +161,27 @@ def rebuild_optimizer(optimizer: Optimizer, model: nn.Module, groups: Groups) ->
         # An optimizer that was made from named parameters keeps their names.
         params = chosen if "param_names" in group else [parameter for _, parameter in chosen]
         new_groups.append({**options, "params": params})
+    return type(optimizer)(new_groups, **options_of(optimizer))
+
+
+def options_of(optimizer: Optimizer) -> dict[str, Any]:
+    """The defaults of an optimizer that its class can be called with."""
     accepted = inspect.signature(type(optimizer).__init__).parameters
     takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in accepted.values())
-    defaults = {key: value for key, value in optimizer.defaults.items() if takes_any or key in accepted}
-    return type(optimizer)(new_groups, **defaults)
+    return {key: value for key, value in optimizer.defaults.items() if takes_any or key in accepted}
+
+
+def states_without_rule(kind: type[Optimizer], options: Mapping[str, Any], device: torch.device) -> list[str]:
+    """What an optimizer remembers of each entry that no rule carries to another shape, found by a step on a matrix."""
+    matrix = nn.Parameter(torch.zeros(4, 3, device=device))
+    matrix.grad = torch.ones_like(matrix)
+    try:
+        optimizer = kind([matrix], **options)
+        optimizer.step()
+    except Exception:  # it needs more than a matrix and its gradient; the transplant itself will judge
+        return []
+    state = optimizer.state[matrix]
+    return sorted(key for key, value in state.items() if has_no_rule(key, value))
 
 
 def optimizer_names(model: nn.Module, optimizer: Optimizer) -> list[list[str]]:

@@ -96,14 +96,15 @@ class _DryRun:
         assert entry is not None
         self.since = self._earliest(entry)
         self.soonest = self.since + 1
-        operation = entry.operation
+        operation, resizes = entry.operation, False
         try:
             if isinstance(operation, HyperparameterOperation):
                 self.settings = _usable(operation.update(self.settings, step=self.settings.lr_anchor))
                 self.effort += 1
             else:
                 assert isinstance(operation, ArchitectureOperation)
-                self.spec = operation.morph(self.spec, operation_rng(self.seed, index)).spec
+                morph = operation.morph(self.spec, operation_rng(self.seed, index))
+                self.spec, resizes = morph.spec, morph.lineage.resizes
                 self.effort += len(self.spec.shapes)
         except (OperationError, OverflowError) as error:
             what = str(error) if isinstance(error, OperationError) else f"goes beyond what numbers can hold ({error})"
@@ -120,6 +121,7 @@ class _DryRun:
             self._note(index, "there is no evaluation data; give eval_dataset, or leave it out", "reevaluate")
         described = entry.trigger.describe()
         stage = _stage(index + 1, operation.name, operation.value, described, self.spec, self.settings)
+        stage = replace(stage, resizes=resizes)
         try:
             if self.check is not None:
                 self.check(stage)

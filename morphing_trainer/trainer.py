@@ -22,12 +22,13 @@ from dataclasses import asdict
 from typing import Any
 
 from torch import nn
+from torch.optim import Optimizer
 from transformers.trainer_utils import TrainOutput, has_length
 
 from morphing_trainer.callback import MorphCallback, SegmentHandler
 from morphing_trainer.checkpoint import sweep
 from morphing_trainer.config import MorphingConfig
-from morphing_trainer.engine import rebuild_optimizer
+from morphing_trainer.engine import options_of, rebuild_optimizer, states_without_rule
 from morphing_trainer.errors import CheckpointError
 from morphing_trainer.lineage import Census, ModelSpec
 from morphing_trainer.lineage.adapters import bare
@@ -40,6 +41,7 @@ from morphing_trainer.run.beginning import (
     check_arguments,
     check_batch,
     check_devices,
+    check_memory,
     check_schedule,
     first_settings,
     last_step,
@@ -191,6 +193,13 @@ class MorphingTrainer(SegmentedTrainer):
 
     def _planned(self, state: RunState) -> list[Stage]:
         evaluates = str(getattr(self.args.eval_strategy, "value", self.args.eval_strategy)) != "no"
+        kind, options = self._optimizer_class()
+        unruled = states_without_rule(kind, options, self.args.device) if len(self.schedule) else []
+
+        def check(stage: Stage) -> None:
+            check_batch(self.schedule, stage, state.cursor.length, self.args)
+            check_memory(self.schedule, stage, kind.__name__, unruled)
+
         return play(
             self.schedule,
             state.spec,
@@ -200,8 +209,18 @@ class MorphingTrainer(SegmentedTrainer):
             steps=state.end,
             evaluates=evaluates and self.eval_dataset is not None,
             can_evaluate=self.eval_dataset is not None,
-            check=lambda stage: check_batch(self.schedule, stage, state.cursor.length, self.args),
+            check=check,
         )
+
+    def _optimizer_class(self) -> tuple[type[Optimizer], dict[str, Any]]:
+        """The optimizer of this run, made or to be made, and its options."""
+        if self.optimizer is not None:
+            optimizer = bare_optimizer(self)
+            return type(optimizer), options_of(optimizer)
+        made: tuple[type[Optimizer], dict[str, Any]] = (
+            self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args, self.model)
+        )
+        return made
 
     def _open(self, bundle: Bundle | None) -> Session:
         """Set everything up for a run, fresh or resumed. Nothing is deleted before all of it has been checked."""

@@ -17,7 +17,7 @@ from morphing_trainer.lineage.lineage import (
 from morphing_trainer.lineage.lora import AdapterChange, readapt
 from morphing_trainer.lineage.rules import Units, regather, resize
 from morphing_trainer.lineage.spec import ModelSpec, architecture_of
-from morphing_trainer.lineage.transplant import MOMENT_ORDER, Census, transplant_states, transplant_weights
+from morphing_trainer.lineage.transplant import MOMENT_ORDER, Census, has_no_rule, transplant_states, transplant_weights
 
 __all__ = [
     "MOMENT_ORDER",
@@ -37,6 +37,7 @@ __all__ = [
     "Truncated",
     "Units",
     "architecture_of",
+    "has_no_rule",
     "lost",
     "readapt",
     "regather",

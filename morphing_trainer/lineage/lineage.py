@@ -154,6 +154,11 @@ class Lineage:
         origin = self.origins[name]
         return origin.like if isinstance(origin, Newborn) else origin.ancestor
 
+    @property
+    def resizes(self) -> bool:
+        """Whether tensors change shape or scale, so that the optimizer's memory has to follow by rule."""
+        return any(isinstance(origin, Descent) and bool(origin.maps) for origin in self.origins.values())
+
     def inherit(self, names: frozenset[str]) -> frozenset[str]:
         """The new names whose ancestors are in `names` (for flags such as frozen).
 

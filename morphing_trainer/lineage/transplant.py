@@ -47,6 +47,11 @@ class Census:
     dropped: int = 0
 
 
+def has_no_rule(key: str, value: Any) -> bool:
+    """Whether a piece of optimizer state belongs to entries, and cannot follow them into another shape."""
+    return isinstance(value, Tensor) and value.ndim > 0 and key not in MOMENT_ORDER
+
+
 def transplant_weights(lineage: Lineage, old: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The new model's weights from the old ones, by name; unchanged ones are views of the same storage."""
     moved: set[str] = set()
@@ -134,7 +139,7 @@ def _weight(old: Tensor, origin: Descent) -> Tensor:
 def _moment(key: str, value: Any, origin: Descent, state: State) -> Any:
     if not isinstance(value, Tensor) or value.ndim == 0:
         return _copied(value)
-    if key not in MOMENT_ORDER:
+    if has_no_rule(key, value):
         raise OperationError(
             f"optimizer: its state {key!r} has no rule for a parameter that changes shape ({origin.ancestor}). "
             f"Known are {', '.join(MOMENT_ORDER)}; use an optimizer such as AdamW, Adam, SGD, RMSprop or Adagrad."

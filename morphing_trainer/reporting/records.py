@@ -17,6 +17,7 @@ class Stage:
     `parameters`, `trainable`: numbers of scalars, tied tensors counted once.
     `lora_rank`, `lora_modules`: largest rank of a LoRA adapter, and number of modules that have one; 0 for none.
     `repeats`: the operation is one of those that are repeated to the end of the run; this is their first round.
+    `resizes`: its operation changes the shape or scale of tensors, and of the optimizer's memory with them.
     """
 
     index: int
@@ -31,6 +32,7 @@ class Stage:
     settings: Settings
     lora_rank: int = 0
     lora_modules: int = 0
+    resizes: bool = False
     repeats: bool = False
 
 

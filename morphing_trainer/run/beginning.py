@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -115,6 +116,24 @@ def check_batch(schedule: Schedule, stage: Stage, samples: int, args: MorphingCo
             "or leave out dataloader_drop_last"
         )
         raise ScheduleError([Problem(schedule.where(stage.index - 1, "value"), what)])
+
+
+def check_memory(schedule: Schedule, stage: Stage, optimizer: str, unruled: Sequence[str]) -> None:
+    """Refuse an operation that the optimizer's memory could not follow.
+
+    Args:
+        optimizer: name of its class.
+        unruled: what it remembers that no rule carries to another shape.
+
+    Raises:
+        ScheduleError: naming the operation.
+    """
+    if stage.resizes and unruled:
+        what = (
+            f"{optimizer} remembers {', '.join(map(repr, unruled))}, for which there is no rule where a parameter "
+            "changes its shape or scale; use an optimizer such as AdamW, Adam, SGD, RMSprop or Adagrad"
+        )
+        raise ScheduleError([Problem(schedule.where(stage.index - 1), what)])
 
 
 def new_cursor(dataset: Any, args: MorphingConfig) -> Cursor:
