@@ -132,6 +132,17 @@ def test_minimal_trainer(tmp_path: Path) -> None:
     assert (model.config.n_layer, model.config.n_inner) == (4, 512)
 
 
+def test_lora_ranks(tmp_path: Path) -> None:
+    printed = run("examples/lora_ranks.py", "--steps", "6", "--output_dir", tmp_path)
+    assert float(printed.rpartition("largest difference between the two: ")[2]) < 1e-5
+    base, merged, adapted = (
+        AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in ("adapters", "merged", "adapters")
+    )
+    assert "peft_config" not in vars(merged)
+    assert adapted.peft_config["default"].r == 8
+    assert {site.rank for site in ModelSpec.of(base).sites.values()} == {8}
+
+
 def test_own_loop() -> None:
     printed = run("examples/own_loop.py", "--steps", "8")
     assert [line.split(": ")[0] for line in printed.splitlines()] == ["step 2", "step 4", "step 6", "step 8"]
