@@ -135,8 +135,7 @@ class CheckpointingTrainer(Trainer):
         spec = ModelSpec.of(model)
         folder = Path(output_dir or str(self.args.output_dir))
         if self.args.should_save:
-            for name in (adapters.CONFIG, adapters.WEIGHTS):
-                (folder / name).unlink(missing_ok=True)  # of an earlier save: they would be loaded with this model
+            adapters.remove_adapters(folder)
         if spec.adapter is None:
             super()._save(output_dir, state_dict)
             return

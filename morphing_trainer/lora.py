@@ -99,10 +99,9 @@ def save_model(model: nn.Module, folder: str | os.PathLike[str], *, merge: bool 
         ModelError: if the model is not supported.
     """
     path = Path(folder)
-    without_adapters(model, merge=merge).save_pretrained(path)
     spec = ModelSpec.of(model)
-    for name in (adapters.CONFIG, adapters.WEIGHTS):
-        (path / name).unlink(missing_ok=True)  # of an earlier save: they would be loaded with this model
+    adapters.remove_adapters(path)
+    without_adapters(model, merge=merge).save_pretrained(path)
     if spec.sites and not merge:
         adapters.write_adapters(path, spec, dict(bare(model).named_parameters()), path)
 

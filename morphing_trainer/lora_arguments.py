@@ -54,8 +54,9 @@ def check_arguments(spec: ModelSpec, a: LoraArguments) -> None:
         if value is not None and (isinstance(value, bool) or not isinstance(value, int))
     ]
     targets = a.lora_target_modules
-    if targets is not None and not all(isinstance(name, str) for name in targets):
-        wrong.append(f"lora_target_modules: must be names of modules, is {targets!r}")
+    names = targets if isinstance(targets, list | tuple) else [targets]
+    if targets is not None and not all(isinstance(name, str) for name in names):
+        wrong.append(f"lora_target_modules: must be names of modules, such as ['c_attn', 'mlp.c_fc'], is {targets!r}")
     wrong += [
         f"{name}: must be a number, is {getattr(a, name)!r}"
         for name in ("lora_alpha", "lora_dropout")

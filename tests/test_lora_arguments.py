@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from morphing_trainer import LoraArguments, add_adapters
 from morphing_trainer.errors import ConfigError
 from tests.support import tiny_model
 from tests.test_lora import with_adapters
@@ -111,3 +112,9 @@ def test_a_divisor_that_fits_the_hidden_size_but_not_the_vocabulary() -> None:
 def test_wrong_for_a_model_that_has_adapters(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         with_adapters(with_adapters(lora_r=2), **arguments)
+
+
+@pytest.mark.parametrize("targets", [3, [3], ["c_attn", None], {"c_attn": 1}])
+def test_targets_that_are_no_names_are_refused(targets: Any) -> None:
+    with pytest.raises(ConfigError, match=r"lora_target_modules: must be names of modules, such as \['c_attn', "):
+        add_adapters(tiny_model(), LoraArguments(lora_r=2, lora_target_modules=targets))

@@ -27,6 +27,12 @@ _HARMLESS = (True, False, "gaussian", "eva", "orthogonal")
 """Ways to begin with an adapter that leave the base model as it is."""
 
 
+def remove_adapters(folder: Path) -> None:
+    """Remove what an earlier save has left in `folder`: it would be loaded with the model that is saved there next."""
+    for name in (CONFIG, WEIGHTS):
+        (folder / name).unlink(missing_ok=True)
+
+
 def write_adapters(folder: Path, spec: ModelSpec, weights: Mapping[str, Tensor], home: Path) -> None:
     """Write the adapters among `weights` into `folder`.
 

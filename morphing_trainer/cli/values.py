@@ -69,7 +69,7 @@ def _value_problem(name: str, value: Any) -> str | None:
     if name == "max_steps" and value < 1 and value != -1:
         return f"must be at least 1, or -1 to train for num_train_epochs, is {value}"
     if name == "deepspeed":
-        return "not supported; use FSDP2 or DDP instead (see accelerate_configs/)"
+        return "not supported; launch with DDP instead (accelerate_configs/ddp.yaml)"
     if name == "output_dir" and value == "":
         return "is empty; give a folder"
     if isinstance(value, str | dict) and any(

@@ -198,7 +198,8 @@ class MergeLoraWeights(_Adapting):
     step count of their own, so that over time the weights change by more than one adapter's rank (ReLoRA). Let the
     learning rate warm up again after it: `reset_lr_schedule`.
 
-    Limits: ReLoRA loses to full-rank training in models below about 66M parameters.
+    Limits: ReLoRA loses to full-rank training in models below about 66M parameters. Weights that are kept in half
+    precision are rounded once by a merge; keep them in float32 and train with `--bf16` instead.
     """
 
     name: Literal["merge_lora_weights"] = "merge_lora_weights"
