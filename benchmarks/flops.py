@@ -1,4 +1,4 @@
-"""Training FLOPs by what runs: one forward and backward pass per stage, counted by `torch.utils.flop_counter`."""
+"""Training FLOPs by what runs: one forward and backward pass per phase, counted by `torch.utils.flop_counter`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def training_flops(spec: Mapping[str, Any], length: int) -> int:
 
 
 def run_flops(folder: Path, length: int) -> int:
-    """FLOPs of a finished run, from its journal: stage by stage, with the batch and the shape that each had."""
+    """FLOPs of a finished run, from its journal: phase by phase, with the batch and the shape that each had."""
     events: Sequence[Mapping[str, Any]] = effective(read_journal(folder / "journal.jsonl"))
     total, step = 0, 0
     spec, settings = events[0]["spec"], events[0]["settings"]

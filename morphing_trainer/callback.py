@@ -15,7 +15,7 @@ class MorphCallback(TrainerCallback):
     """Counts every step, asks the schedule, and ends the running segment when an operation is due.
 
     `MorphingTrainer` adds it by itself. To be told of the plan and of every operation, give the trainer a
-    `TrainerCallback` that defines `on_plan(args, state, control, stages=...)` or
+    `TrainerCallback` that defines `on_plan(args, state, control, phases=...)` or
     `on_operation(args, state, control, record=...)`.
 
     Args:

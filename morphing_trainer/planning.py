@@ -12,7 +12,7 @@ import torch
 from morphing_trainer.errors import OperationError, Problem, ScheduleError
 from morphing_trainer.lineage import ModelSpec
 from morphing_trainer.operations import ArchitectureOperation, HyperparameterOperation
-from morphing_trainer.reporting.records import Stage
+from morphing_trainer.reporting.records import Phase
 from morphing_trainer.schedule import Entry, Position, Schedule
 from morphing_trainer.settings import Settings
 from morphing_trainer.triggers import AllOf, AnyOf, AtStep, LossBelow, Plateau, Trigger, Waited
@@ -38,19 +38,19 @@ def play(
     steps: int | None = None,
     evaluates: bool = True,
     can_evaluate: bool = True,
-    check: Callable[[Stage], None] | None = None,
-) -> list[Stage]:
-    """The stages of a run from `position` (default: the start) to the end of its schedule.
+    check: Callable[[Phase], None] | None = None,
+) -> list[Phase]:
+    """The phases of a run from `position` (default: the start) to the end of its schedule.
 
     What is repeated to the end of the run is played round after round until a round leaves everything as it was, or
-    the run ends, or `MOST_EFFORT` is spent. Only the first of these rounds is among the stages, marked `repeats`.
+    the run ends, or `MOST_EFFORT` is spent. Only the first of these rounds is among the phases, marked `repeats`.
 
     Args:
         spec, settings: the model and hyper-parameters at `position`.
         steps: the optimizer step at which the run ends, if that is known.
         evaluates: whether the run evaluates by itself; without, a trigger on the loss never fires.
         can_evaluate: whether it has data to evaluate on; without, nothing can be evaluated again.
-        check: raises ScheduleError for a stage that this run cannot carry out. It sees every stage behind an operation.
+        check: raises ScheduleError for a phase that this run cannot carry out. It sees every phase behind an operation.
 
     Raises:
         ScheduleError: with every operation that does not fit, each judged on the model the ones before it leave. One
@@ -58,14 +58,14 @@ def play(
     """
     position = (position or Position()).settle(schedule)
     run = _DryRun(schedule, spec, settings, seed, position.since, evaluates, can_evaluate, check)
-    stages = [_stage(position.done, None, None, "", spec, settings)]
+    phases = [_phase(position.done, None, None, "", spec, settings)]
     finite = range(position.done, len(schedule.entries))
-    stages += [run.apply(index) for index in finite if not schedule.entries[index].completed]
+    phases += [run.apply(index) for index in finite if not schedule.entries[index].completed]
     if schedule.cycle:
-        stages += run.repeat(max(position.done, len(schedule.entries)), steps)
+        phases += run.repeat(max(position.done, len(schedule.entries)), steps)
     if run.problems:
         raise ScheduleError(run.problems.values())
-    return stages
+    return phases
 
 
 class _DryRun:
@@ -80,7 +80,7 @@ class _DryRun:
         since: int,
         evaluates: bool,
         can_evaluate: bool,
-        check: Callable[[Stage], None] | None,
+        check: Callable[[Phase], None] | None,
     ) -> None:
         self.schedule, self.spec, self.settings, self.seed = schedule, spec, settings, seed
         self.evaluates, self.can_evaluate, self.check = evaluates, can_evaluate, check
@@ -90,7 +90,7 @@ class _DryRun:
         self.problems: dict[tuple[object, ...], Problem] = {}
         """By the place in the file and the field, so that each is there once."""
 
-    def apply(self, index: int) -> Stage:
+    def apply(self, index: int) -> Phase:
         """Apply operation `index`, and note what does not fit."""
         entry = self.schedule.at(index)
         assert entry is not None
@@ -120,21 +120,21 @@ class _DryRun:
         if entry.reevaluate and not self.can_evaluate:
             self._note(index, "there is no evaluation data; give eval_dataset, or leave it out", "reevaluate")
         described = entry.trigger.describe()
-        stage = _stage(index + 1, operation.name, operation.value, described, self.spec, self.settings)
-        stage = replace(stage, resizes=resizes)
+        phase = _phase(index + 1, operation.name, operation.value, described, self.spec, self.settings)
+        phase = replace(phase, resizes=resizes)
         try:
             if self.check is not None:
-                self.check(stage)
+                self.check(phase)
         except ScheduleError as error:
             for number, problem in enumerate(error.problems):
                 self.problems.setdefault((*entry.place.path, "check", number), problem)
-        return stage
+        return phase
 
-    def repeat(self, begin: int, steps: int | None) -> list[Stage]:
-        """Play the endless part from operation `begin` on; the stages of the first round."""
+    def repeat(self, begin: int, steps: int | None) -> list[Phase]:
+        """Play the endless part from operation `begin` on; the phases of the first round."""
         size = len(self.schedule.cycle)
         before, self.effort = (self.spec, self.settings), 0
-        stages = [replace(self.apply(index), repeats=True) for index in range(begin, begin + size)]
+        phases = [replace(self.apply(index), repeats=True) for index in range(begin, begin + size)]
         while not self.problems and (self.spec, self.settings) != before and self.effort < MOST_EFFORT:
             before, begin = (self.spec, self.settings), begin + size
             for index in range(begin, begin + size):
@@ -142,9 +142,9 @@ class _DryRun:
                 assert entry is not None
                 # What is due at the last step is not applied.
                 if steps is not None and self._earliest(entry) >= steps:
-                    return stages
+                    return phases
                 self.apply(index)
-        return stages
+        return phases
 
     def _earliest(self, entry: Entry) -> int:
         """The first step at which the next operation can be applied."""
@@ -187,8 +187,8 @@ def _usable(settings: Settings) -> Settings:
     return settings
 
 
-def _stage(
+def _phase(
     index: int, operation: str | None, value: object, trigger: str, spec: ModelSpec, settings: Settings
-) -> Stage:
+) -> Phase:
     facts: dict[str, Any] = {**spec.facts()}
-    return Stage(index=index, operation=operation, value=value, trigger=trigger, settings=settings, **facts)
+    return Phase(index=index, operation=operation, value=value, trigger=trigger, settings=settings, **facts)

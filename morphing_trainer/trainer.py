@@ -35,7 +35,7 @@ from morphing_trainer.lineage.adapters import bare
 from morphing_trainer.operations import ArchitectureOperation, HyperparameterOperation
 from morphing_trainer.planning import play
 from morphing_trainer.reporting.display import RunDisplay
-from morphing_trainer.reporting.records import Record, Stage
+from morphing_trainer.reporting.records import Phase, Record
 from morphing_trainer.run.applying import MUTABLE, bare_optimizer, enforce, transplant
 from morphing_trainer.run.beginning import (
     check_arguments,
@@ -113,7 +113,7 @@ class MorphingTrainer(SegmentedTrainer):
         self.callback_handler = SegmentHandler(self.callback_handler)
         # Ahead of all others, which then see the state as it is after the step.
         self.callback_handler.callbacks.insert(0, self._morphing)
-        self.plan: list[Stage] = []
+        self.plan: list[Phase] = []
         if self.train_dataset is not None and has_length(self.train_dataset):
             self.plan = self._planned(self._fresh_state())
 
@@ -191,14 +191,14 @@ class MorphingTrainer(SegmentedTrainer):
             )
         return state, overrides
 
-    def _planned(self, state: RunState) -> list[Stage]:
+    def _planned(self, state: RunState) -> list[Phase]:
         evaluates = str(getattr(self.args.eval_strategy, "value", self.args.eval_strategy)) != "no"
         kind, options = self._optimizer_class()
         unruled = states_without_rule(kind, options, self.args.device) if len(self.schedule) else []
 
-        def check(stage: Stage) -> None:
-            check_batch(self.schedule, stage, state.cursor.length, self.args)
-            check_memory(self.schedule, stage, kind.__name__, unruled)
+        def check(phase: Phase) -> None:
+            check_batch(self.schedule, phase, state.cursor.length, self.args)
+            check_memory(self.schedule, phase, kind.__name__, unruled)
 
         return play(
             self.schedule,
@@ -249,7 +249,7 @@ class MorphingTrainer(SegmentedTrainer):
             self._reports.started(state, self.schedule, self.args.seed)
         else:
             self._reports.resumed(state, bundle, overrides)
-        self.callback_handler.announce("on_plan", self.args, self.state, self.control, stages=self.plan)
+        self.callback_handler.announce("on_plan", self.args, self.state, self.control, phases=self.plan)
         return self.session
 
     def _close(self) -> None:

@@ -38,8 +38,8 @@ def spec_for(path: Path) -> ModelSpec:
 @pytest.mark.parametrize("path", SCHEDULES, ids=lambda path: path.name)
 def test_a_schedule_loads_and_plays(path: Path) -> None:
     schedule = Schedule.load(path)
-    stages = play(schedule, spec_for(path), SETTINGS)
-    assert len(stages) == 1 + sum(not entry.completed for entry in (*schedule.entries, *schedule.cycle))
+    phases = play(schedule, spec_for(path), SETTINGS)
+    assert len(phases) == 1 + sum(not entry.completed for entry in (*schedule.entries, *schedule.cycle))
     assert Schedule.of(schedule.to_list()) == schedule
     if path.suffix == ".yaml":
         assert path.read_text().startswith("# ")
@@ -67,8 +67,8 @@ def test_the_schedule_of_all_operations_runs_to_a_plain_model(tmp_path: Path) ->
 def test_relora_restarts_to_the_end(tmp_path: Path) -> None:
     model = add_adapters(tiny_model(), LoraArguments(attn_lora_rank_divisor=8))
     schedule = Schedule.load(ROOT / "configs" / "schedules" / "relora.yaml")
-    stages = play(schedule, ModelSpec.of(model), SETTINGS, steps=10_900)
-    assert [stage.operation for stage in stages if stage.repeats] == ["reset_lr_schedule", "merge_lora_weights"]
+    phases = play(schedule, ModelSpec.of(model), SETTINGS, steps=10_900)
+    assert [phase.operation for phase in phases if phase.repeats] == ["reset_lr_schedule", "merge_lora_weights"]
     # The file's own waits take thousands of steps.
     short = [{**entry, "max_wait_iters": 2} for entry in schedule.to_list()[-1]["operations"]]
     run = trainer(tmp_path, [{"repeat": "end", "operations": short}], model, warmup_steps=1, max_steps=14)
@@ -96,7 +96,7 @@ def test_llama_pro_trains_the_new_blocks_alone() -> None:
 
 def test_progressive_depth_reaches_a_full_model() -> None:
     path = ROOT / "configs" / "schedules" / "progressive_depth.yaml"
-    assert [stage.layers for stage in play(Schedule.load(path), spec_for(path), SETTINGS)] == [1, 12]
+    assert [phase.layers for phase in play(Schedule.load(path), spec_for(path), SETTINGS)] == [1, 12]
 
 
 def test_the_batch_and_the_rate_grow_together() -> None:

@@ -12,7 +12,7 @@ from morphing_trainer.functional import morph
 from morphing_trainer.lineage import ModelSpec
 from morphing_trainer.operations import ArchitectureOperation
 from morphing_trainer.planning import MOST_EFFORT, operation_rng, play
-from morphing_trainer.reporting.records import Stage
+from morphing_trainer.reporting.records import Phase
 from morphing_trainer.schedule import Position, Schedule
 from morphing_trainer.settings import Settings
 from tests.support import tiny_config, tiny_model
@@ -24,7 +24,7 @@ def entry(name: str, value: Any, **options: Any) -> dict[str, Any]:
     return {"name": name, "value": value, **({} if "when" in options else {"max_wait_iters": 5}), **options}
 
 
-def plan(*entries: dict[str, Any], settings: Settings = SETTINGS, layers: int = 2, **options: Any) -> list[Stage]:
+def plan(*entries: dict[str, Any], settings: Settings = SETTINGS, layers: int = 2, **options: Any) -> list[Phase]:
     config = tiny_config(n_layer=layers, **options.pop("config", {}))
     return play(Schedule.of(list(entries)), ModelSpec(config), settings, **options)
 
@@ -36,7 +36,7 @@ def problems(*entries: dict[str, Any], **options: Any) -> list[str]:
 
 
 def test_a_whole_schedule_against_the_real_models() -> None:
-    """Every stage's figures are those of the model that the operations really make."""
+    """Every phase's figures are those of the model that the operations really make."""
     entries = [
         entry("change_lr", 2),
         entry("stack_layers", 2, init="identity"),
@@ -47,23 +47,23 @@ def test_a_whole_schedule_against_the_real_models() -> None:
         entry("unfreeze_layer", "*"),
         entry("reset_optimizer_state", None),
     ]
-    stages = plan(*entries)
+    phases = plan(*entries)
     model = tiny_model()
-    assert [stage.index for stage in stages] == list(range(len(entries) + 1))
-    assert (stages[0].operation, stages[0].trigger) == (None, "")
-    for stage, step in zip(stages[1:], entries, strict=True):
+    assert [phase.index for phase in phases] == list(range(len(entries) + 1))
+    assert (phases[0].operation, phases[0].trigger) == (None, "")
+    for phase, step in zip(phases[1:], entries, strict=True):
         if step["name"] != "change_lr":
             model = morph(model, {key: value for key, value in step.items() if key != "max_wait_iters"}).model
-        assert (stage.operation, stage.trigger) == (step["name"], "after 5 steps")
-        assert stage.parameters == sum(p.numel() for p in model.parameters())
-        assert stage.trainable == sum(p.numel() for p in model.parameters() if p.requires_grad)
-        assert (stage.layers, stage.mlp, stage.hidden) == (model.config.n_layer, model.config.n_inner or 64, 16)
-    assert [stage.layers for stage in stages] == [2, 2, 4, 4, 4, 5, 5, 5, 5]
-    assert [stage.mlp for stage in stages] == [64, 64, 64, 96, 96, 96, 100, 100, 100]
+        assert (phase.operation, phase.trigger) == (step["name"], "after 5 steps")
+        assert phase.parameters == sum(p.numel() for p in model.parameters())
+        assert phase.trainable == sum(p.numel() for p in model.parameters() if p.requires_grad)
+        assert (phase.layers, phase.mlp, phase.hidden) == (model.config.n_layer, model.config.n_inner or 64, 16)
+    assert [phase.layers for phase in phases] == [2, 2, 4, 4, 4, 5, 5, 5, 5]
+    assert [phase.mlp for phase in phases] == [64, 64, 64, 96, 96, 96, 100, 100, 100]
 
 
 def test_hyper_parameters_of_every_stage() -> None:
-    stages = plan(
+    phases = plan(
         entry("change_lr", 0.5),
         entry("set_lr", 0.1),
         entry("change_batch_size", 1.5),
@@ -81,13 +81,13 @@ def test_hyper_parameters_of_every_stage() -> None:
         entry("set_eval_interval", 9),
         entry("reset_lr_schedule", None),
     )
-    assert [stage.settings.learning_rate for stage in stages[:4]] == [1e-3, 5e-4, 0.1, 0.1]
-    assert [stage.settings.batch_size for stage in stages[2:7]] == [8, 12, 8, 1, 32]
-    assert [stage.settings.grad_accum for stage in stages[6:10]] == [2, 5, 1, 3]
-    assert [stage.settings.warmup_steps for stage in stages[9:12]] == [10, 15, 4]
-    assert [stage.settings.eval_iters for stage in stages[11:14]] == [20, 1, 7]
-    assert [stage.settings.eval_interval for stage in stages[13:16]] == [50, 25, 9]
-    assert {(stage.parameters, stage.layers) for stage in stages} == {(stages[0].parameters, 2)}
+    assert [phase.settings.learning_rate for phase in phases[:4]] == [1e-3, 5e-4, 0.1, 0.1]
+    assert [phase.settings.batch_size for phase in phases[2:7]] == [8, 12, 8, 1, 32]
+    assert [phase.settings.grad_accum for phase in phases[6:10]] == [2, 5, 1, 3]
+    assert [phase.settings.warmup_steps for phase in phases[9:12]] == [10, 15, 4]
+    assert [phase.settings.eval_iters for phase in phases[11:14]] == [20, 1, 7]
+    assert [phase.settings.eval_interval for phase in phases[13:16]] == [50, 25, 9]
+    assert {(phase.parameters, phase.layers) for phase in phases} == {(phases[0].parameters, 2)}
 
 
 def test_every_problem_is_judged_on_the_model_that_the_entries_before_it_leave() -> None:
@@ -139,10 +139,10 @@ def test_layer_12_of_12_layers() -> None:
 
 
 def test_a_tied_head_is_frozen_with_its_embedding_and_an_untied_one_alone() -> None:
-    _, stage = plan(entry("freeze_layer", ["wte", "lm_head"]))
-    assert stage.parameters - stage.trainable == 32 * 16
-    _, stage = plan(entry("freeze_layer", "lm_head"), config={"tie_word_embeddings": False})
-    assert stage.parameters - stage.trainable == 32 * 16
+    _, phase = plan(entry("freeze_layer", ["wte", "lm_head"]))
+    assert phase.parameters - phase.trainable == 32 * 16
+    _, phase = plan(entry("freeze_layer", "lm_head"), config={"tie_word_embeddings": False})
+    assert phase.parameters - phase.trainable == 32 * 16
 
 
 def test_settings_that_do_not_fit() -> None:
@@ -205,19 +205,19 @@ def test_several_kinds_of_problem_with_their_lines(tmp_path: Path) -> None:
 
 def test_what_is_done_is_not_played_again() -> None:
     done = entry("stack_layers", 1.3, completed=True)
-    stages = plan(done, entry("stack_layers", 2), done, entry("change_lr", 2))
-    assert [(stage.index, stage.layers) for stage in stages] == [(1, 2), (2, 4), (4, 4)]
+    phases = plan(done, entry("stack_layers", 2), done, entry("change_lr", 2))
+    assert [(phase.index, phase.layers) for phase in phases] == [(1, 2), (2, 4), (4, 4)]
     rest = plan(
         entry("stack_layers", 1.3), entry("change_lr", 2), entry("stack_layers", 2), position=Position(1, since=70)
     )
-    assert [(stage.index, stage.operation) for stage in rest] == [(1, None), (2, "change_lr"), (3, "stack_layers")]
+    assert [(phase.index, phase.operation) for phase in rest] == [(1, None), (2, "change_lr"), (3, "stack_layers")]
 
 
 def test_playing_costs_no_weights_and_no_random_numbers() -> None:
     before = torch.get_rng_state()
     config = {"n_embd": 4096, "n_head": 32, "vocab_size": 50_000, "n_positions": 2048}
-    stages = plan(entry("stack_layers", 8), entry("freeze_layer", "h.0-7"), config=config)
-    assert stages[-1].parameters > 3e9  # 12 GB of them, had they been made
+    phases = plan(entry("stack_layers", 8), entry("freeze_layer", "h.0-7"), config=config)
+    assert phases[-1].parameters > 3e9  # 12 GB of them, had they been made
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -264,8 +264,8 @@ def test_a_finite_repeat_is_played_like_what_is_written_out() -> None:
     operations = [entry("stack_layers", 1.5), entry("change_lr", 0.5)]
     written = plan(*operations * 3, layers=8)
     assert plan(group(3, *operations), layers=8) == written
-    assert [stage.layers for stage in written] == [8, 12, 12, 18, 18, 27, 27]
-    assert not any(stage.repeats for stage in written)
+    assert [phase.layers for phase in written] == [8, 12, 12, 18, 18, 27, 27]
+    assert not any(phase.repeats for phase in written)
 
 
 def test_a_problem_names_item_operation_and_round_and_is_there_once(tmp_path: Path) -> None:
@@ -294,15 +294,15 @@ class Rounds:
     def __init__(self) -> None:
         self.played: list[int] = []
 
-    def __call__(self, stage: Stage) -> None:
-        self.played.append(stage.index)
+    def __call__(self, phase: Phase) -> None:
+        self.played.append(phase.index)
 
 
 def test_the_endless_part_is_played_until_a_round_changes_nothing() -> None:
     rounds = Rounds()
     operations = [entry("set_lr", 0.1), entry("freeze_layer", "wpe"), entry("reset_lr_schedule", None)]
-    stages = plan(entry("stack_layers", 2), group("end", *operations), check=rounds)
-    assert [(stage.index, stage.operation, stage.repeats) for stage in stages] == [
+    phases = plan(entry("stack_layers", 2), group("end", *operations), check=rounds)
+    assert [(phase.index, phase.operation, phase.repeats) for phase in phases] == [
         (0, None, False),
         (1, "stack_layers", False),
         (2, "set_lr", True),
@@ -315,9 +315,9 @@ def test_the_endless_part_is_played_until_a_round_changes_nothing() -> None:
 def test_the_endless_part_is_played_as_far_as_the_run_may_come() -> None:
     rounds = Rounds()
     halved = entry("change_lr", 0.5, max_wait_iters=100)
-    stages = plan(halved, group("end", halved, entry("set_warmup_iters", 5, max_wait_iters=0)), check=rounds, steps=504)
-    assert len(stages) == 4
-    assert [stage.settings.learning_rate for stage in stages] == [1e-3, 5e-4, 2.5e-4, 2.5e-4]
+    phases = plan(halved, group("end", halved, entry("set_warmup_iters", 5, max_wait_iters=0)), check=rounds, steps=504)
+    assert len(phases) == 4
+    assert [phase.settings.learning_rate for phase in phases] == [1e-3, 5e-4, 2.5e-4, 2.5e-4]
     # At 100; 200, 201; 301, 302; 402, 403; 503, and what would be due at the last step, 504, is not applied.
     assert rounds.played == [1, 2, 3, 4, 5, 6, 7, 8]
 
@@ -374,7 +374,7 @@ def test_an_endless_growth_beyond_the_limit_is_a_problem_if_the_run_comes_to_it(
     # The second round ends at step 30: 10; 19, 20; 29, 30.
     with pytest.raises(ScheduleError):
         play(schedule, spec, SETTINGS, steps=31)
-    assert [stage.layers for stage in play(schedule, spec, SETTINGS, steps=30)] == [2, 2, 2, 160]
+    assert [phase.layers for phase in play(schedule, spec, SETTINGS, steps=30)] == [2, 2, 2, 160]
 
 
 def test_the_first_round_is_judged_even_if_the_run_ends_before() -> None:
@@ -402,17 +402,17 @@ def test_playing_an_endless_part_ends() -> None:
 def test_an_endless_part_from_its_middle() -> None:
     """A resumed run may stand anywhere in it; the plan shows the next round, beginning there."""
     lines = [entry("change_lr", 0.5), group("end", entry("set_lr", 0.1), entry("stack_layers", 2))]
-    stages = plan(*lines, position=Position(8, since=70), steps=73)
-    assert [(stage.index, stage.operation) for stage in stages] == [(8, None), (9, "stack_layers"), (10, "set_lr")]
-    assert [stage.repeats for stage in stages] == [False, True, True]
+    phases = plan(*lines, position=Position(8, since=70), steps=73)
+    assert [(phase.index, phase.operation) for phase in phases] == [(8, None), (9, "stack_layers"), (10, "set_lr")]
+    assert [phase.repeats for phase in phases] == [False, True, True]
 
 
 def test_a_check_of_the_caller_sees_every_round() -> None:
     schedule = Schedule.of([group("end", entry("change_batch_size", 2), entry("change_lr", 0.5))])
 
-    def small(stage: Stage) -> None:
-        if stage.settings.batch_size > 64:
-            raise ScheduleError([Problem(schedule.where(stage.index - 1), "too large")])
+    def small(phase: Phase) -> None:
+        if phase.settings.batch_size > 64:
+            raise ScheduleError([Problem(schedule.where(phase.index - 1), "too large")])
 
     with pytest.raises(ScheduleError) as caught:
         play(schedule, ModelSpec(tiny_config()), SETTINGS, check=small)

@@ -31,7 +31,7 @@ from morphing_trainer.reporting.console import (
     rate_text,
     shape_text,
 )
-from morphing_trainer.reporting.records import Record, Stage, Upcoming
+from morphing_trainer.reporting.records import Phase, Record, Upcoming
 
 _REFRESH_SECONDS = 0.25
 _DULL_METRICS = ("_runtime", "_samples_per_second", "_steps_per_second", "_model_preparation_time")
@@ -160,11 +160,11 @@ class RunDisplay(TrainerCallback):
         self._refresh(state, now=True)
 
     def on_plan(
-        self, args: Any, state: TrainerState, control: Any, stages: Sequence[Stage] = (), **kwargs: Any
+        self, args: Any, state: TrainerState, control: Any, phases: Sequence[Phase] = (), **kwargs: Any
     ) -> None:
         """The schedule, played through before the first step."""
-        if state.is_world_process_zero and stages:
-            self._say_block(tables.plan_lines(stages), tables.plan_table(stages))
+        if state.is_world_process_zero and phases:
+            self._say_block(tables.plan_lines(phases), tables.plan_table(phases))
 
     def on_operation(
         self, args: Any, state: TrainerState, control: Any, record: Record | None = None, **kwargs: Any

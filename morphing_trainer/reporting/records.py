@@ -10,8 +10,8 @@ from morphing_trainer.settings import Settings
 
 
 @dataclass(frozen=True)
-class Stage:
-    """The run between two operations, as the dry run predicts it. Stage 0 is the start (no operation).
+class Phase:
+    """The run between two operations, as the dry run predicts it. Phase 0 is the start (no operation).
 
     `layers`, `hidden`, `mlp`: blocks, width of the residual stream, width of the MLP.
     `parameters`, `trainable`: numbers of scalars, tied tensors counted once.
@@ -45,7 +45,7 @@ class Record:
         trigger: what fired, in words.
         step, tokens: optimizer steps and training tokens seen when it was applied.
         before, after: `layers`, `hidden`, `mlp`, `parameters`, `trainable`, `lora_rank`, `lora_modules` (both as in
-            `Stage`; missing means 0), `loss` (evaluation loss or `None`) and the fields of `Settings`.
+            `Phase`; missing means 0), `loss` (evaluation loss or `None`) and the fields of `Settings`.
         moments: trainable scalars whose optimizer moments were `carried`, `scaled`, are `newborn`, or were `dropped`
             (their parameter was frozen). All 0 where the operation does not touch the optimizer.
         seconds: wall-clock time of the whole change, re-preparation included, re-evaluation excluded.

@@ -27,7 +27,7 @@ from morphing_trainer.reporting.console import (
     size_text,
 )
 from morphing_trainer.reporting.layout import WIDE, Form, Responsive, aligned, in_lines, stacked
-from morphing_trainer.reporting.records import Record, Stage
+from morphing_trainer.reporting.records import Phase, Record
 
 _PANEL = 88  # columns of a banner, where the terminal has as many
 _WITH_ADAPTERS = WIDE + 25  # the least width at which a table that also tells of adapters has every column
@@ -121,19 +121,19 @@ def _joined(changes: Sequence[Change]) -> str:
 _PLAN = ("#", "operation", "fires", "depth x width", "LoRA", "parameters", "trainable", "settings")
 
 
-def _plan_rows(stages: Sequence[Stage]) -> list[tuple[str, ...]]:
+def _plan_rows(phases: Sequence[Phase]) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     previous: Mapping[str, Any] = {}
-    adapted = any(stage.lora_modules for stage in stages)
-    for stage in stages:
-        settings = stage.settings.to_dict()
+    adapted = any(phase.lora_modules for phase in phases)
+    for phase in phases:
+        settings = phase.settings.to_dict()
         changed = setting_changes(previous, settings) if previous else _summary(settings)
-        name = "start" if stage.operation is None else operation_text(stage.operation, stage.value)
-        fires = clean(stage.trigger) + (", repeated" if stage.repeats else "")
-        rows.append((str(stage.index), name, fires, *_size(stage, adapted), _joined(changed)))
+        name = "start" if phase.operation is None else operation_text(phase.operation, phase.value)
+        fires = clean(phase.trigger) + (", repeated" if phase.repeats else "")
+        rows.append((str(phase.index), name, fires, *_size(phase, adapted), _joined(changed)))
         previous = settings
-    if len(stages) > 1 and not stages[-1].repeats:  # what goes on to the end has no target
-        rows.append(("", "target", "", *_size(stages[-1], adapted), _joined(_summary(previous))))
+    if len(phases) > 1 and not phases[-1].repeats:  # what goes on to the end has no target
+        rows.append(("", "target", "", *_size(phases[-1], adapted), _joined(_summary(previous))))
     return rows
 
 
@@ -145,26 +145,26 @@ def _summary(settings: Mapping[str, Any]) -> list[Change]:
     )
 
 
-def _size(stage: Stage, adapted: bool) -> tuple[str, str, str, str]:
-    """`adapted`: some stage has adapters; elsewhere nothing is said about them."""
-    shape = size_text({key: getattr(stage, key) for key in _SHAPE})
-    adapters = adapters_text({key: getattr(stage, key) for key in _ADAPTERS}, short=True) or "none"
-    trainable = "all" if stage.trainable == stage.parameters else count(stage.trainable)
-    return shape, adapters if adapted else "", count(stage.parameters), trainable
+def _size(phase: Phase, adapted: bool) -> tuple[str, str, str, str]:
+    """`adapted`: some phase has adapters; elsewhere nothing is said about them."""
+    shape = size_text({key: getattr(phase, key) for key in _SHAPE})
+    adapters = adapters_text({key: getattr(phase, key) for key in _ADAPTERS}, short=True) or "none"
+    trainable = "all" if phase.trainable == phase.parameters else count(phase.trainable)
+    return shape, adapters if adapted else "", count(phase.parameters), trainable
 
 
-def plan_lines(stages: Sequence[Stage]) -> list[str]:
-    """The plan as plain lines: a heading and one line per stage, then the target. Empty for no stages."""
-    if not stages:
+def plan_lines(phases: Sequence[Phase]) -> list[str]:
+    """The plan as plain lines: a heading and one line per phase, then the target. Empty for no phases."""
+    if not phases:
         return []
-    header, *rows = [(*row[:2], *row[3:], row[2]) for row in (_PLAN, *_plan_rows(stages))]  # the longest column last
-    return [f"Schedule: {_left(stages)}", *aligned(header, rows)]
+    header, *rows = [(*row[:2], *row[3:], row[2]) for row in (_PLAN, *_plan_rows(phases))]  # the longest column last
+    return [f"Schedule: {_left(phases)}", *aligned(header, rows)]
 
 
-def plan_table(stages: Sequence[Stage]) -> RenderableType:
-    """The schedule played through without weights: one row per stage, from the start to the target architecture."""
+def plan_table(phases: Sequence[Phase]) -> RenderableType:
+    """The schedule played through without weights: one row per phase, from the start to the target architecture."""
     wide, narrow = [], []
-    rows = _plan_rows(stages)
+    rows = _plan_rows(phases)
     for number, name, fires, shape, adapters, parameters, trainable, settings in rows:
         ends = name in ("start", "target")
         title, settings = Text(name, style="bold" if ends else "cyan"), in_lines(settings, 2 if ends else 1)
@@ -173,7 +173,7 @@ def plan_table(stages: Sequence[Stage]) -> RenderableType:
         narrow.append((number, stacked(title, fires, settings), shape + below, parameters, trainable))
     kinds = ("number", "text", "text", "fixed", "fixed", "number", "number", "text")
     columns = list(zip(_PLAN, kinds, strict=True))
-    heading = f"Schedule: {_left(stages)}"
+    heading = f"Schedule: {_left(phases)}"
     few = [column for column in columns if column[0] not in ("fires", "LoRA", "settings")]
     if rows[0][4]:
         return Responsive(heading, Form(columns, wide), Form(few, narrow), least=_WITH_ADAPTERS)
@@ -181,11 +181,11 @@ def plan_table(stages: Sequence[Stage]) -> RenderableType:
     return Responsive(heading, without, Form(few, narrow))
 
 
-def _left(stages: Sequence[Stage]) -> str:
+def _left(phases: Sequence[Phase]) -> str:
     """How many operations are to come; a resumed run may have done some, or all."""
-    repeated = sum(stage.repeats for stage in stages)
-    once = len(stages) - 1 - repeated
-    done, left = stages[0].index, _operations(once)
+    repeated = sum(phase.repeats for phase in phases)
+    once = len(phases) - 1 - repeated
+    done, left = phases[0].index, _operations(once)
     if repeated:
         left = f"{f'{left}, then ' if once else ''}{_operations(repeated)} repeated to the end"
         return f"{left}, {done} done" if done else left

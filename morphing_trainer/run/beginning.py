@@ -14,7 +14,7 @@ from morphing_trainer.config import MorphingConfig
 from morphing_trainer.data.cursor import Cursor
 from morphing_trainer.errors import ConfigError, DataError, Problem, ScheduleError
 from morphing_trainer.lineage import ModelSpec
-from morphing_trainer.reporting.records import Stage
+from morphing_trainer.reporting.records import Phase
 from morphing_trainer.run.learning_rate import STATEFUL
 from morphing_trainer.run.steps import steps_in, total_steps
 from morphing_trainer.schedule import Schedule
@@ -104,21 +104,21 @@ def check_schedule(schedule: Schedule, args: MorphingConfig, has_scheduler: bool
         raise ScheduleError(problems)
 
 
-def check_batch(schedule: Schedule, stage: Stage, samples: int, args: MorphingConfig) -> None:
+def check_batch(schedule: Schedule, phase: Phase, samples: int, args: MorphingConfig) -> None:
     """Refuse a batch so large that an epoch has none: the run would end there without a word.
 
     Raises:
         ScheduleError: naming the operation that makes it so.
     """
-    if steps_in(samples, stage.settings, args.world_size, args.dataloader_drop_last) < 1:
+    if steps_in(samples, phase.settings, args.world_size, args.dataloader_drop_last) < 1:
         what = (
-            f"{samples} samples make no complete batch of {stage.settings.batch_size} per device; use a smaller one, "
+            f"{samples} samples make no complete batch of {phase.settings.batch_size} per device; use a smaller one, "
             "or leave out dataloader_drop_last"
         )
-        raise ScheduleError([Problem(schedule.where(stage.index - 1, "value"), what)])
+        raise ScheduleError([Problem(schedule.where(phase.index - 1, "value"), what)])
 
 
-def check_memory(schedule: Schedule, stage: Stage, optimizer: str, unruled: Sequence[str]) -> None:
+def check_memory(schedule: Schedule, phase: Phase, optimizer: str, unruled: Sequence[str]) -> None:
     """Refuse an operation that the optimizer's memory could not follow.
 
     Args:
@@ -128,12 +128,12 @@ def check_memory(schedule: Schedule, stage: Stage, optimizer: str, unruled: Sequ
     Raises:
         ScheduleError: naming the operation.
     """
-    if stage.resizes and unruled:
+    if phase.resizes and unruled:
         what = (
             f"{optimizer} remembers {', '.join(map(repr, unruled))}, for which there is no rule where a parameter "
             "changes its shape or scale; use an optimizer such as AdamW, Adam, SGD, RMSprop or Adagrad"
         )
-        raise ScheduleError([Problem(schedule.where(stage.index - 1), what)])
+        raise ScheduleError([Problem(schedule.where(phase.index - 1), what)])
 
 
 def new_cursor(dataset: Any, args: MorphingConfig) -> Cursor:

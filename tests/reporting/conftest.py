@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from morphing_trainer.reporting import log
-from morphing_trainer.reporting.records import Record, Stage
+from morphing_trainer.reporting.records import Phase, Record
 from morphing_trainer.settings import Settings
 
 START = Settings(learning_rate=3e-4, batch_size=8, grad_accum=1, warmup_steps=100, eval_iters=50, eval_interval=200)
@@ -18,25 +18,25 @@ FASTER = replace(START, learning_rate=6e-4)
 LARGER = replace(FASTER, batch_size=16, grad_accum=2)
 
 
-def _stage(index: int, operation: str | None, value: Any, size: tuple[int, int, int, int], settings: Settings) -> Stage:
+def _phase(index: int, operation: str | None, value: Any, size: tuple[int, int, int, int], settings: Settings) -> Phase:
     layers, mlp, parameters, trainable = size
     trigger = "" if operation is None else f"loss < {9 - index}.5 or after {index}00 steps"
-    return Stage(index, operation, value, trigger, layers, 128, mlp, parameters, trainable, settings)
+    return Phase(index, operation, value, trigger, layers, 128, mlp, parameters, trainable, settings)
 
 
 @pytest.fixture
-def stages() -> list[Stage]:
+def phases() -> list[Phase]:
     return [
-        _stage(0, None, None, (4, 512, 1_230_000, 1_230_000), START),
-        _stage(1, "change_lr", 2.0, (4, 512, 1_230_000, 1_230_000), FASTER),
-        _stage(2, "stack_layers", [0, 0, 1, 1, 2, 2, 3, 3], (8, 512, 2_020_000, 2_020_000), FASTER),
-        _stage(3, "freeze_layer", "mlp.*", (8, 512, 2_020_000, 1_800_000), FASTER),
-        _stage(4, "change_batch_size", 2.0, (8, 512, 2_020_000, 1_800_000), LARGER),
+        _phase(0, None, None, (4, 512, 1_230_000, 1_230_000), START),
+        _phase(1, "change_lr", 2.0, (4, 512, 1_230_000, 1_230_000), FASTER),
+        _phase(2, "stack_layers", [0, 0, 1, 1, 2, 2, 3, 3], (8, 512, 2_020_000, 2_020_000), FASTER),
+        _phase(3, "freeze_layer", "mlp.*", (8, 512, 2_020_000, 1_800_000), FASTER),
+        _phase(4, "change_batch_size", 2.0, (8, 512, 2_020_000, 1_800_000), LARGER),
     ]
 
 
 @pytest.fixture
-def adapted() -> list[Stage]:
+def adapted() -> list[Phase]:
     """A plan in which adapters come, spread with the layers, get another rank and go; ranks and names are long ones."""
     steps = [
         (None, None, 12, 124_000_000, 124_000_000, 0, 0),
@@ -47,20 +47,20 @@ def adapted() -> list[Stage]:
         ("merge_lora_weights", {"then": "remove"}, 24, 209_000_000, 209_000_000, 0, 0),
     ]
     return [
-        Stage(i, name, value, "", layers, 768, 3072, size, free, START, lora_rank=rank, lora_modules=modules)
+        Phase(i, name, value, "", layers, 768, 3072, size, free, START, lora_rank=rank, lora_modules=modules)
         for i, (name, value, layers, size, free, rank, modules) in enumerate(steps)
     ]
 
 
-def records_of(stages: list[Stage]) -> list[Record]:
-    """What is reported when the plan `stages` is carried out, an operation every 1,000 steps."""
+def records_of(phases: list[Phase]) -> list[Record]:
+    """What is reported when the plan `phases` is carried out, an operation every 1,000 steps."""
     names = ("layers", "hidden", "mlp", "parameters", "trainable", "lora_rank", "lora_modules")
-    facts = [{name: getattr(stage, name) for name in names} | stage.settings.to_dict() for stage in stages]
+    facts = [{name: getattr(phase, name) for name in names} | phase.settings.to_dict() for phase in phases]
     return [
         Record(
             index=i,
-            operation=stage.operation or "",
-            value=stage.value,
+            operation=phase.operation or "",
+            value=phase.value,
             desc=None,
             trigger="loss 4.432 < 4.5",
             step=1000 * (i + 1),
@@ -72,20 +72,20 @@ def records_of(stages: list[Stage]) -> list[Record]:
             preserving=True,
             multipliers={},
         )
-        for i, stage in enumerate(stages[1:])
+        for i, phase in enumerate(phases[1:])
     ]
 
 
 @pytest.fixture
-def record(stages: list[Stage]) -> Callable[..., Record]:
+def record(phases: list[Phase]) -> Callable[..., Record]:
     """`record(i, step, **changes)`: the record of the i-th operation, from 1."""
 
-    def facts(stage: Stage, loss: float | None) -> dict[str, Any]:
+    def facts(phase: Phase, loss: float | None) -> dict[str, Any]:
         names = ("layers", "hidden", "mlp", "parameters", "trainable")
-        return {name: getattr(stage, name) for name in names} | {"loss": loss} | stage.settings.to_dict()
+        return {name: getattr(phase, name) for name in names} | {"loss": loss} | phase.settings.to_dict()
 
     def make(i: int, step: int, losses: tuple[float | None, float | None] = (4.4321, None), **changes: Any) -> Record:
-        old, new = stages[i - 1], stages[i]
+        old, new = phases[i - 1], phases[i]
         assert new.operation is not None
         made = Record(
             index=i - 1,

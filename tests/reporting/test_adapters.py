@@ -13,7 +13,7 @@ from rich.console import RenderableType
 from morphing_trainer.reporting import tables
 from morphing_trainer.reporting.adapters import adapter_changes, adapters_text
 from morphing_trainer.reporting.console import Status, make_console, shape_text
-from morphing_trainer.reporting.records import Record, Stage
+from morphing_trainer.reporting.records import Phase, Record
 from tests.reporting.conftest import records_of
 
 NONE = {"lora_rank": 0, "lora_modules": 0}
@@ -52,7 +52,7 @@ def test_changes_say_only_what_changed(none: Mapping[str, Any]) -> None:
     assert adapter_changes(EIGHT, {**EIGHT, "lora_modules": 25}) == [("LoRA modules", "24 -> 25")]
 
 
-def test_the_plan_in_a_pipe(adapted: list[Stage]) -> None:
+def test_the_plan_in_a_pipe(adapted: list[Phase]) -> None:
     header, *rows = tables.plan_lines(adapted)[1:]
     place = header.index("LoRA")
     cells = [row[place:].split("  ")[0] for row in rows]
@@ -60,7 +60,7 @@ def test_the_plan_in_a_pipe(adapted: list[Stage]) -> None:
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_the_plan_fits(adapted: list[Stage], width: int) -> None:
+def test_the_plan_fits(adapted: list[Phase], width: int) -> None:
     text = drawn(tables.plan_table(adapted), width)
     assert max(len(line.rstrip()) for line in text.splitlines()) <= width
     for part in ("rank 8 on 24", "rank 8 on 48", "decrease_vocab_lora_scaling", "trainable", "96.7M", "eval every 200"):
@@ -69,7 +69,7 @@ def test_the_plan_fits(adapted: list[Stage], width: int) -> None:
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_the_table_of_operations_fits(adapted: list[Stage], width: int) -> None:
+def test_the_table_of_operations_fits(adapted: list[Phase], width: int) -> None:
     text = drawn(tables.operations_table(records_of(adapted)), width)
     flat = " ".join(text.split())
     for part in ("layers 12 -> 24,", "LoRA modules 24 -> 48,", "LoRA rank 8 -> 384,", "decrease_vocab_lora_scaling"):
@@ -77,7 +77,7 @@ def test_the_table_of_operations_fits(adapted: list[Stage], width: int) -> None:
     assert text.count("0.345 s") == 5 and "took" in text  # the last column is whole
 
 
-def test_operations_in_a_pipe(adapted: list[Stage]) -> None:
+def test_operations_in_a_pipe(adapted: list[Phase]) -> None:
     rows = tables.operations_lines(records_of(adapted))[2:]
     assert "LoRA none -> rank 8 on 24, trainable 124M -> 96.7M of 125M  " in rows[0]
     assert "layers 12 -> 24, LoRA modules 24 -> 48, trainable" in rows[1]
@@ -86,7 +86,7 @@ def test_operations_in_a_pipe(adapted: list[Stage]) -> None:
     assert "LoRA rank 384 on 49 -> none, trainable 154M -> 209M (all)  " in rows[4]
 
 
-def test_banner_and_log_line(adapted: list[Stage]) -> None:
+def test_banner_and_log_line(adapted: list[Phase]) -> None:
     came, spread = records_of(adapted)[:2]
     assert "; LoRA none -> rank 8 on 24 modules; parameters 124M -> 125M (+1%); trainable" in tables.operation_line(
         came
@@ -103,12 +103,12 @@ def test_the_status(width: int) -> None:
     assert all(len(line) <= width for line in text.splitlines())
 
 
-def test_a_run_without_adapters_says_nothing_about_them(stages: list[Stage], record: Callable[..., Record]) -> None:
+def test_a_run_without_adapters_says_nothing_about_them(phases: list[Phase], record: Callable[..., Record]) -> None:
     records = [replace(made, after={**made.after, **NONE}) for made in (record(1, 5), record(2, 6), record(3, 7))]
-    views: list[RenderableType] = [tables.plan_table(stages), tables.operations_table(records), Status(facts=NONE)]
+    views: list[RenderableType] = [tables.plan_table(phases), tables.operations_table(records), Status(facts=NONE)]
     views += [tables.banner(made) for made in records]
     texts = [drawn(view, width) for view in views for width in WIDTHS]
-    texts += tables.plan_lines(stages) + tables.operations_lines(records) + [tables.operation_line(r) for r in records]
+    texts += tables.plan_lines(phases) + tables.operations_lines(records) + [tables.operation_line(r) for r in records]
     assert not [text for text in texts if "LoRA" in text or "rank" in text or "none" in text]
 
 

@@ -29,7 +29,7 @@ from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 from morphing_trainer.reporting import log
 from morphing_trainer.reporting.console import make_console
 from morphing_trainer.reporting.display import RunDisplay
-from morphing_trainer.reporting.records import Record, Stage, Upcoming
+from morphing_trainer.reporting.records import Phase, Record, Upcoming
 
 Maker = Callable[..., Record]
 
@@ -90,10 +90,10 @@ def logged(folder: Path) -> list[str]:
 
 
 def test_off_a_terminal_everything_is_a_plain_line(
-    run: Run, stream: io.StringIO, tmp_path: Path, stages: list[Stage], record: Maker
+    run: Run, stream: io.StringIO, tmp_path: Path, phases: list[Phase], record: Maker
 ) -> None:
     log.open_run_log(tmp_path)
-    run.event("on_plan", stages=stages)
+    run.event("on_plan", phases=phases)
     run.event("on_train_begin", 0)
     run.tokens, run.seconds = 50_000, 5.0
     run.event("on_step_end", 10)
@@ -131,10 +131,10 @@ def test_off_a_terminal_everything_is_a_plain_line(
 
 
 def test_on_a_terminal_banners_are_drawn_and_the_log_has_plain_lines(
-    live: Run, stream: io.StringIO, tmp_path: Path, stages: list[Stage], record: Maker
+    live: Run, stream: io.StringIO, tmp_path: Path, phases: list[Phase], record: Maker
 ) -> None:
     log.open_run_log(tmp_path)
-    live.event("on_plan", stages=stages)
+    live.event("on_plan", phases=phases)
     live.event("on_train_begin", 0)
     live.event("on_log", 10, logs={"loss": 4.1234, "learning_rate": 3e-4})
     live.event("on_evaluate", metrics={"eval_loss": 4.0567})
@@ -207,9 +207,9 @@ def test_other_logs_are_shown_and_tensors_are_not_read(run: Run, stream: io.Stri
     assert len(lines) == 2 and lines[1].startswith("step 12/1,000: loss 2.000, 1.23M")
 
 
-def test_other_processes_stay_silent(tmp_path: Path, stream: io.StringIO, stages: list[Stage], record: Maker) -> None:
+def test_other_processes_stay_silent(tmp_path: Path, stream: io.StringIO, phases: list[Phase], record: Maker) -> None:
     run = Run(tmp_path, Console(file=stream, force_terminal=True), main=False)
-    run.event("on_plan", stages=stages)
+    run.event("on_plan", phases=phases)
     run.event("on_train_begin", 0)
     run.event("on_step_end", 1)
     run.event("on_log", logs={"loss": 4.0, "train_runtime": 1.0})

@@ -15,7 +15,7 @@ from matplotlib.image import imread
 from matplotlib.text import Text
 
 from morphing_trainer.reporting.plots import losses_figure, plot_losses, series
-from morphing_trainer.reporting.records import Record, Stage
+from morphing_trainer.reporting.records import Phase, Record
 from tests.reporting.conftest import records_of
 
 Maker = Callable[..., Record]
@@ -77,7 +77,7 @@ def kinds(figure: Figure) -> list[str]:
     return [text for text in figure.axes[0].get_legend_handles_labels()[1] if "chang" in text or "freez" in text]
 
 
-def test_operations_on_adapters_are_architecture_changes(record: Maker, adapted: list[Stage]) -> None:
+def test_operations_on_adapters_are_architecture_changes(record: Maker, adapted: list[Phase]) -> None:
     """Also where only the adapters' numbers differ, and where a merge leaves every number as it was."""
     records = records_of(adapted)
     figure = losses_figure(history(6000, 100, 500), records)

@@ -11,7 +11,7 @@ from rich.console import Console, RenderableType
 
 from morphing_trainer.reporting import tables
 from morphing_trainer.reporting.console import clock, count, duration, loss_text, operation_text, rate_text
-from morphing_trainer.reporting.records import Record, Stage
+from morphing_trainer.reporting.records import Phase, Record
 
 Maker = Callable[..., Record]
 
@@ -75,8 +75,8 @@ def test_a_long_value_is_cut_short() -> None:
     assert text.endswith("...") and len(text) < 80
 
 
-def test_plan_goes_from_the_start_to_the_target(stages: list[Stage]) -> None:
-    heading, header, *rows = tables.plan_lines(stages)
+def test_plan_goes_from_the_start_to_the_target(phases: list[Phase]) -> None:
+    heading, header, *rows = tables.plan_lines(phases)
     assert heading == "Schedule: 4 operations"
     assert header.split("  ")[0] == "#" and "depth x width" in header
     assert len(rows) == 6
@@ -91,14 +91,14 @@ def test_plan_goes_from_the_start_to_the_target(stages: list[Stage]) -> None:
     assert "target" in rows[5] and "8 x 128, mlp 512" in rows[5] and "lr 6e-4, batch 16, accumulation 2" in rows[5]
 
 
-def test_trainable_is_a_number_only_where_something_is_frozen(stages: list[Stage]) -> None:
-    rows = tables.plan_lines(stages)[2:]
+def test_trainable_is_a_number_only_where_something_is_frozen(phases: list[Phase]) -> None:
+    rows = tables.plan_lines(phases)[2:]
     assert [" all " in row for row in rows] == [True, True, True, False, False, False]
 
 
 @pytest.mark.parametrize("width", [80, 140])
-def test_plan_table_says_the_same_and_fits(stages: list[Stage], width: int) -> None:
-    text = drawn(tables.plan_table(stages), width)
+def test_plan_table_says_the_same_and_fits(phases: list[Phase], width: int) -> None:
+    text = drawn(tables.plan_table(phases), width)
     assert all(len(line) <= width for line in text.splitlines())
     assert "…" not in text
     for part in ("start", "target", "change_lr 2", "lr 3e-4 -> 6e-4", "[0, 0, 1, 1", "8 x 128, mlp 512", "1.80M"):
@@ -107,8 +107,8 @@ def test_plan_table_says_the_same_and_fits(stages: list[Stage], width: int) -> N
         assert part in text, part
 
 
-def test_what_repeats_to_the_end_is_marked_and_has_no_target(stages: list[Stage]) -> None:
-    *once, third, last = stages
+def test_what_repeats_to_the_end_is_marked_and_has_no_target(phases: list[Phase]) -> None:
+    *once, third, last = phases
     heading, _, *rows = tables.plan_lines([*once, replace(third, repeats=True), replace(last, repeats=True)])
     assert heading == "Schedule: 2 operations, then 2 operations repeated to the end"
     assert len(rows) == 5
@@ -119,8 +119,8 @@ def test_what_repeats_to_the_end_is_marked_and_has_no_target(stages: list[Stage]
     assert resumed[0] == "Schedule: 1 operation repeated to the end, 3 done"
 
 
-def test_an_empty_schedule_has_a_start_and_no_target(stages: list[Stage]) -> None:
-    lines = tables.plan_lines(stages[:1])
+def test_an_empty_schedule_has_a_start_and_no_target(phases: list[Phase]) -> None:
+    lines = tables.plan_lines(phases[:1])
     assert lines[0] == "Schedule: no operations" and len(lines) == 3
     assert tables.plan_lines([]) == []
 
@@ -215,10 +215,10 @@ def test_text_from_files_cannot_draw_on_the_terminal(record: Maker) -> None:
 
 
 @pytest.mark.parametrize("width", [80, 140])
-def test_tables_show_brackets_and_keep_names_whole(record: Maker, stages: list[Stage], width: int) -> None:
+def test_tables_show_brackets_and_keep_names_whole(record: Maker, phases: list[Phase], width: int) -> None:
     made = record(4, 123_456, operation="decrease_vocab_lora_scaling", trigger="[red]loss[/red] is low")
     text = drawn(tables.operations_table([made]), width)
     assert "decrease_vocab_lora_scaling" in text and "[red]loss[/red]" in text
-    renamed = [*stages[:1], replace(stages[1], operation="decrease_vocab_lora_scaling", trigger="[red]loss[/red]")]
+    renamed = [*phases[:1], replace(phases[1], operation="decrease_vocab_lora_scaling", trigger="[red]loss[/red]")]
     text = drawn(tables.plan_table(renamed), width)
     assert "decrease_vocab_lora_scaling" in text and "[red]loss[/red]" in text

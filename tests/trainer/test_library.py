@@ -15,7 +15,7 @@ from transformers import EarlyStoppingCallback, GPT2LMHeadModel, Trainer, Traine
 
 from morphing_trainer import MorphingTrainer
 from morphing_trainer.errors import ConfigError, DataError, ModelError, ScheduleError
-from morphing_trainer.reporting.records import Record, Stage
+from morphing_trainer.reporting.records import Phase, Record
 from morphing_trainer.run.journal import read_journal
 from morphing_trainer.run.signals import RunInterrupted
 from tests.support import DEFAULTS, Tokens, arguments, losses, same, tiny_model, trainer, weights
@@ -157,8 +157,8 @@ class Told(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.events.append("begin")
 
-    def on_plan(self, args: Any, state: Any, control: Any, stages: list[Stage], **kwargs: Any) -> None:
-        self.events.append([stage.operation for stage in stages])
+    def on_plan(self, args: Any, state: Any, control: Any, phases: list[Phase], **kwargs: Any) -> None:
+        self.events.append([phase.operation for phase in phases])
 
     def on_operation(self, args: Any, state: Any, control: Any, record: Record, **kwargs: Any) -> None:
         self.events.append((record.operation, record.step, state.global_step))

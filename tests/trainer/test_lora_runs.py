@@ -115,7 +115,7 @@ def test_multipliers_in_records_and_state(tmp_path: Path) -> None:
     state = run.find_bundle(str(saved)).state  # type: ignore[union-attr]
     assert {name: state["multipliers"][name] for name in names} == dict(zip(names, (1, 4, 16), strict=True))
     assert run.plan[-1].lora_rank == 4
-    assert [stage.lora_rank for stage in run.plan] == [5, 5, 8, 8, 4, 4]
+    assert [phase.lora_rank for phase in run.plan] == [5, 5, 8, 8, 4, 4]
 
 
 def test_nothing_to_merge_is_a_warning(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_repeats_fire_at_their_steps_and_their_index_counts_on(whole: MorphingTr
     assert [record.index for record in records] == [*range(9)]
     assert [record.desc for record in records] == [None] * 3 + ["a restart"] * 6
     assert whole.model.config.n_inner == 100
-    assert [(stage.operation, stage.repeats) for stage in whole.plan] == [
+    assert [(phase.operation, phase.repeats) for phase in whole.plan] == [
         (None, False),
         *[(name, False) for name, _ in STEPS[:3]],
         *[(name, True) for name, _ in STEPS[3:6]],

@@ -1,0 +1,54 @@
+"""`morph`: one command, one sub-command per thing that a person does. Each sub-command is imported when it is asked for."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from morphing_trainer.errors import MorphError
+
+COMMANDS = {
+    "train": "train a model, as train.py does (for several processes: accelerate launch train.py)",
+    "data": "prepare a data set once, to train from it anywhere; look at its samples",
+    "sample": "let a model write: of a run, a checkpoint, or the Hub",
+    "plot": "draw the course of one run, or compare several",
+    "describe": "show what a model is made of, and what of it is trained",
+}
+"""Sub-command -> what it is for. Each is the module of that name in this package, with `main(argv) -> exit code`."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a sub-command; returns the process's exit code: 0 done, 2 bad input, else as the sub-command says."""
+    name, *rest = (sys.argv[1:] if argv is None else list(argv)) or ["--help"]
+    if name in ("-h", "--help"):
+        print(_help())
+        return 0
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else f"; it is one of {', '.join(COMMANDS)}"
+        print(f"error: morph: no such command {name!r}{hint}", file=sys.stderr)
+        return 2
+    try:
+        code = import_module(f"morphing_trainer.cli.{name}").main(rest)
+    except MorphError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # of `morph ... | head`
+        sys.stderr.close()
+        return 0
+    return int(code)
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {what}" for name, what in COMMANDS.items()]
+    return "\n".join(["usage: morph COMMAND ...", "", "commands:", *lines, "", "More: morph COMMAND --help"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
