@@ -1,1 +1,1 @@
-"""Text in, fixed-length blocks out, in an order that a cursor can stop and take up anywhere."""
+"""Text in, samples out, in an order that a cursor can stop and take up anywhere."""

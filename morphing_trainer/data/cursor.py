@@ -1,7 +1,7 @@
-"""The order of the data as a seeded permutation and a position in it.
+"""A position in the seeded order of the data, and the sampler that reads on from there.
 
 Loaders fetch ahead, so what a loader has handed out says nothing about what was trained on. The position is therefore
-kept here, moved only by `Cursor.advance`, and a run stopped anywhere goes on with the next sample in O(1) batches.
+kept here, moved only by `Cursor.advance_to`, and a run stopped anywhere goes on with the next sample in O(1) batches.
 
 Terms: a *global micro-batch* is what all ranks read at once, `world_size * batch_size` consecutive positions; a
 *segment* is a stretch of an epoch read with one batch size, from the cursor's position to the end of the epoch.
@@ -13,31 +13,47 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch.utils.data import Sampler
 
+from morphing_trainer.data.layout import Layout
+from morphing_trainer.data.orders import Arranged, Order, Single
 from morphing_trainer.errors import CheckpointError, DataError
 
 PLACEHOLDER = -1
 """The index that a rank reads when the last micro-batch has no sample for it."""
 
 
-def permutation(length: int, seed: int, epoch: int) -> torch.Tensor:
-    """The order of `epoch`, (length,) int64: the one of accelerate's `SeedableRandomSampler(data_seed=seed)`."""
-    generator = torch.Generator().manual_seed(seed + epoch)
-    return torch.randperm(length, generator=generator, device="cpu")
+@dataclass(frozen=True)
+class Batch:
+    """How many samples are read at once.
+
+    Attributes:
+        size: samples per rank and micro-batch.
+        step_size: samples per optimizer step, all ranks together.
+    """
+
+    size: int
+    step_size: int
+    world_size: int = 1
+    drop_last: bool = False
+
+    @property
+    def global_size(self) -> int:
+        """Samples in a complete micro-batch of all ranks."""
+        return self.size * self.world_size
 
 
 @dataclass
 class Cursor:
-    """Which samples of a data set of `length` samples have been trained on.
+    """Which samples of a data set of `length` samples have been trained on (or left out, see `Layout`).
 
     Attributes:
         length: samples in an epoch.
         seed: of the shuffle.
         shuffle: whether each epoch has an order of its own; without it all have the order of the data set.
         epoch: epochs completed.
-        position: samples of this epoch that have been trained on, by all ranks together.
+        position: samples of this epoch that are behind the run, by all ranks together.
+        arrangement: how an epoch is arranged; None: sample by sample.
 
     Raises:
         DataError: if there are no samples.
@@ -48,7 +64,8 @@ class Cursor:
     shuffle: bool = True
     epoch: int = 0
     position: int = 0
-    _order: tuple[int, torch.Tensor] | None = field(default=None, init=False, repr=False, compare=False)
+    arrangement: Order | None = field(default=None, repr=False, compare=False)
+    _arranged: tuple[int, Arranged] | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.length < 1:
@@ -65,21 +82,34 @@ class Cursor:
         """Epochs trained, with their fraction."""
         return self.epoch + self.position / self.length
 
-    def order(self) -> torch.Tensor:
-        """The indices of this epoch in the order they are read, (length,) int64; do not change it."""
-        if self._order is None or self._order[0] != self.epoch:
-            indices = (
-                permutation(self.length, self.seed, self.epoch)
-                if self.shuffle
-                else torch.arange(self.length, device="cpu")
-            )
-            self._order = (self.epoch, indices)
-        return self._order[1]
+    @property
+    def arranged(self) -> Arranged:
+        """This epoch's indices in the order they are read, and where texts begin; do not change them."""
+        if self._arranged is None or self._arranged[0] != self.epoch:
+            self._arranged = (self.epoch, self.arrange(self.epoch))
+        return self._arranged[1]
 
-    def advance(self, samples: int) -> None:
-        """Count `samples` more as trained on."""
-        assert 0 <= samples <= self.remaining, f"{samples} samples trained on, but {self.remaining} were left"
-        self.position += samples
+    def arrange(self, epoch: int) -> Arranged:
+        """The order of any epoch."""
+        return (self.arrangement or Single(self.length)).arrange(self.seed, epoch, self.shuffle)
+
+    @property
+    def epochs_differ(self) -> bool:
+        """Whether epochs may differ in their number of steps, because texts are cut off at other places."""
+        return self.arrangement is not None and self.arranged.begins is not None
+
+    def layout(self, batch: Batch, epoch: int | None = None) -> Layout:
+        """What is left of this epoch, or all of `epoch`, in steps and micro-batches."""
+        begins = None
+        if self.arrangement is not None:  # else it need not be arranged to be counted
+            begins = (self.arranged if epoch in (None, self.epoch) else self.arrange(epoch or 0)).begins
+        position = self.position if epoch is None else 0
+        return Layout(self.length, position, batch.step_size, batch.global_size, batch.drop_last, begins)
+
+    def advance_to(self, position: int) -> None:
+        """Count the samples up to `position` as behind the run."""
+        assert self.position <= position <= self.length, f"from {self.position} to {position} of {self.length}"
+        self.position = position
 
     def next_epoch(self) -> None:
         """Go to the start of the next epoch; what `drop_last` left over stays out."""
@@ -92,8 +122,8 @@ class Cursor:
         return {name: getattr(self, name) for name in names}
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any], length: int) -> Cursor:
-        """The cursor that `state()` describes, for a data set that has `length` samples now.
+    def from_state(cls, state: Mapping[str, Any], length: int, arrangement: Order | None = None) -> Cursor:
+        """The cursor that `state()` describes, for a data set that has `length` samples now, arranged in this way.
 
         Raises:
             CheckpointError: if the state is malformed, or the data set has another length than it had.
@@ -113,31 +143,15 @@ class Cursor:
             raise CheckpointError(
                 f"{where}: epoch {state['epoch']}, position {state['position']} is not within {length} samples."
             )
-        return cls(length, state["seed"], state["shuffle"], state["epoch"], state["position"])
+        return cls(length, state["seed"], state["shuffle"], state["epoch"], state["position"], arrangement)
 
 
-def samples_read(remaining: int, global_size: int, drop_last: bool) -> int:
-    """How many of `remaining` samples are read in global micro-batches of `global_size`."""
-    return remaining - remaining % global_size if drop_last else remaining
-
-
-def micro_batches(
-    length: int, position: int, batch_size: int, world_size: int = 1, rank: int = 0, drop_last: bool = False
-) -> Iterator[range]:
-    """The positions of the order that `rank` reads, micro-batch by micro-batch, from `position` to the epoch's end.
-
-    Every rank gets the same number of micro-batches. The last one, if incomplete, is shared out as evenly as can be,
-    in order; a rank for which nothing is left gets an empty range.
-    """
-    assert batch_size >= 1
-    assert 0 <= rank < world_size
-    assert 0 <= position <= length
-    global_size = world_size * batch_size
-    end = position + samples_read(length - position, global_size, drop_last)
-    for start in range(position, end, global_size):
-        share, extra = divmod(min(global_size, end - start), world_size)
-        mine = start + rank * share + min(rank, extra)
-        yield range(mine, mine + share + (rank < extra))
+def share_of(span: tuple[int, int], world_size: int, rank: int) -> range:
+    """The positions of a global micro-batch that `rank` reads: as even as can be, in order, perhaps none."""
+    start, end = span
+    share, extra = divmod(end - start, world_size)
+    mine = start + rank * share + min(rank, extra)
+    return range(mine, mine + share + (rank < extra))
 
 
 class CursorBatchSampler(Sampler[list[int]]):
@@ -147,43 +161,31 @@ class CursorBatchSampler(Sampler[list[int]]):
     With more than one rank an index may be `PLACEHOLDER`: see `WithPlaceholder` and `masked_collate`.
     """
 
-    def __init__(
-        self, cursor: Cursor, batch_size: int, world_size: int = 1, rank: int = 0, drop_last: bool = False
-    ) -> None:
+    def __init__(self, cursor: Cursor, batch: Batch, rank: int = 0) -> None:
         super().__init__()
-        assert batch_size >= 1
-        assert 0 <= rank < world_size
+        assert batch.size >= 1
+        assert 0 <= rank < batch.world_size
         self.cursor = cursor
-        self.batch_size = batch_size
-        self.world_size = world_size
+        self.batch = batch
         self.rank = rank
-        self.drop_last = drop_last
-        self._start = cursor.position
-
-    @property
-    def global_size(self) -> int:
-        """Samples in a complete micro-batch of all ranks."""
-        return self.world_size * self.batch_size
+        self.layout = cursor.layout(batch)
+        """Of the segment: from where the cursor stood when iteration started."""
 
     def __len__(self) -> int:
         """Micro-batches left in the epoch, from where the cursor stands now."""
-        left = samples_read(self.cursor.remaining, self.global_size, self.drop_last)
-        return -(-left // self.global_size)
+        return len(self.cursor.layout(self.batch))
 
     def __iter__(self) -> Iterator[list[int]]:
         # Not a generator itself: the segment starts here and now, not when the loader asks for its first batch.
-        self._start = self.cursor.position
-        return self._batches(self.cursor.order(), self._start)
+        self.layout = self.cursor.layout(self.batch)
+        return self._batches(self.layout)
 
-    def _batches(self, order: torch.Tensor, start: int) -> Iterator[list[int]]:
-        length, indices = self.cursor.length, order.numpy()  # slicing an array is cheaper than slicing a tensor
-        for share in micro_batches(length, start, self.batch_size, self.world_size, self.rank, self.drop_last):
+    def share(self, number: int) -> range:
+        """The positions that this rank reads as micro-batch `number` of the segment; empty for a placeholder."""
+        return share_of(self.layout.span(number), self.batch.world_size, self.rank)
+
+    def _batches(self, layout: Layout) -> Iterator[list[int]]:
+        indices = self.cursor.arranged.indices
+        for number in range(len(layout)):
+            share = share_of(layout.span(number), self.batch.world_size, self.rank)
             yield indices[share.start : share.stop].tolist() or [PLACEHOLDER]
-
-    def samples_in(self, first_batch: int, count: int) -> int:
-        """Samples that all ranks together read in micro-batches [first_batch, first_batch + count) of this segment.
-
-        This is what to `advance` the cursor by; placeholders do not count.
-        """
-        left = samples_read(self.cursor.length - self._start, self.global_size, self.drop_last)
-        return min(left, (first_batch + count) * self.global_size) - min(left, first_batch * self.global_size)

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Subset
 from transformers import TrainingArguments
 from transformers.trainer_utils import seed_worker
 
-from morphing_trainer.data.cursor import Cursor, CursorBatchSampler
+from morphing_trainer.data.cursor import Batch, Cursor, CursorBatchSampler
 from morphing_trainer.data.loading import QuietLoader, WithPlaceholder, masked_collate
 
 
@@ -20,15 +20,14 @@ def segment_loader(
     dataset: Any,
     collate: Callable[[Any], Any],
     cursor: Cursor,
+    batch: Batch,
     args: TrainingArguments,
     device: torch.device,
     *,
     preserve_rng: bool,
 ) -> tuple[QuietLoader, CursorBatchSampler]:
-    """A loader over what is left of the cursor's epoch, with the batch size and worker settings of `args`."""
-    sampler = CursorBatchSampler(
-        cursor, args.train_batch_size, args.world_size, args.process_index, args.dataloader_drop_last
-    )
+    """A loader over what is left of the cursor's epoch, with the worker settings of `args`."""
+    sampler = CursorBatchSampler(cursor, batch, args.process_index)
     if args.world_size > 1:
         dataset, collate = WithPlaceholder(dataset), masked_collate(collate)
     loader = DataLoader(

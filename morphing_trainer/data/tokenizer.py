@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from morphing_trainer.data.fingerprints import fingerprint
 from morphing_trainer.data.hub import first_line, hub_problem, looks_local
+from morphing_trainer.data.store import building, cache_folder
 from morphing_trainer.errors import DataError
 
 END_OF_TEXT = "<|endoftext|>"
 MIN_VOCAB_SIZE = 257
 """Every byte, and the end-of-text token."""
+TRAINER_VERSION = 1
+"""To be raised when the same texts give another tokenizer."""
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
@@ -40,6 +45,29 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         show_progress=False,
     )
     bpe.train_from_iterator(texts, trainer)
+    return _wrapped(bpe)
+
+
+def trained_tokenizer(texts: Callable[[], Iterable[str]], source: str, vocab_size: int) -> PreTrainedTokenizerFast:
+    """`train_tokenizer`, or what it made for an earlier run.
+
+    Args:
+        texts: gives the texts to learn from, if it comes to that.
+        source: a name for those texts.
+        vocab_size: tokens at most.
+    """
+    folder = cache_folder() / fingerprint(tokenizer=TRAINER_VERSION, source=source, vocab_size=vocab_size)
+    file = folder / "tokenizer.json"
+    if file.is_file():
+        with contextlib.suppress(Exception):  # what the library raises for a damaged file has no type of its own
+            return _wrapped(Tokenizer.from_file(str(file)))
+    made = train_tokenizer(texts(), vocab_size)
+    with building(folder, overwrite=True) as unfinished:
+        made.backend_tokenizer.save(str(unfinished / file.name))
+    return made
+
+
+def _wrapped(bpe: Tokenizer) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe,
         bos_token=END_OF_TEXT,

@@ -10,10 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import BatchSampler
 
-from morphing_trainer.data.cursor import PLACEHOLDER, Cursor, CursorBatchSampler, micro_batches, permutation
+from morphing_trainer.data.cursor import PLACEHOLDER, Batch, Cursor, CursorBatchSampler, share_of
+from morphing_trainer.data.orders import permutation
 from morphing_trainer.errors import CheckpointError, DataError
 
 EXAMPLES = settings(settings.get_profile("data"))
+
+
+def sampler_of(
+    cursor: Cursor, batch_size: int, ranks: int = 1, rank: int = 0, drop_last: bool = False, accum: int = 1
+) -> CursorBatchSampler:
+    return CursorBatchSampler(cursor, Batch(batch_size, batch_size * ranks * accum, ranks, drop_last), rank)
 
 
 @pytest.mark.parametrize("seed", [0, 42, 2**40])
@@ -33,7 +40,7 @@ def test_permutation_leaves_the_global_generator_alone() -> None:
 @pytest.mark.parametrize("batch_size", [1, 4, 25, 26, 100])
 def test_one_process_reads_what_torch_reads(batch_size: int, drop_last: bool) -> None:
     cursor = Cursor(length=103, seed=3, epoch=2)
-    sampler = CursorBatchSampler(cursor, batch_size, drop_last=drop_last)
+    sampler = sampler_of(cursor, batch_size, drop_last=drop_last)
     expected = list(BatchSampler(permutation(103, 3, 2).tolist(), batch_size, drop_last))
     assert list(sampler) == expected
     assert len(sampler) == len(expected)
@@ -41,7 +48,7 @@ def test_one_process_reads_what_torch_reads(batch_size: int, drop_last: bool) ->
 
 def test_without_shuffle_the_order_is_that_of_the_data() -> None:
     cursor = Cursor(length=5, seed=0, shuffle=False, epoch=3, position=1)
-    assert list(CursorBatchSampler(cursor, 2)) == [[1, 2], [3, 4]]
+    assert list(sampler_of(cursor, 2)) == [[1, 2], [3, 4]]
 
 
 @pytest.mark.parametrize(
@@ -56,14 +63,14 @@ def test_without_shuffle_the_order_is_that_of_the_data() -> None:
 )
 def test_an_incomplete_micro_batch_is_shared_evenly(left: int, shares: list[tuple[int, int]]) -> None:
     for rank, (start, stop) in enumerate(shares):
-        full, last = list(micro_batches(12 + left, 0, 4, world_size=3, rank=rank))
+        full, last = (share_of(span, 3, rank) for span in ((0, 12), (12, 12 + left)))
         assert full == range(4 * rank, 4 * rank + 4)
         assert (last.start, last.stop) == (12 + start, 12 + stop)
 
 
 def test_a_rank_without_a_sample_gets_a_placeholder() -> None:
     cursor = Cursor(length=5, seed=0, shuffle=False)
-    batches = [list(CursorBatchSampler(cursor, 2, world_size=2, rank=rank)) for rank in range(2)]
+    batches = [list(sampler_of(cursor, 2, ranks=2, rank=rank)) for rank in range(2)]
     assert batches == [[[0, 1], [4]], [[2, 3], [PLACEHOLDER]]]
 
 
@@ -87,19 +94,21 @@ def test_no_sample_is_lost_or_seen_twice(
     cursor = Cursor(length, seed, shuffle)
     trained: list[int] = []
     for batch_size, ranks, steps, ahead, restart in [*segments, (7, 2, length, 0, False)]:  # the last reads the rest
-        samplers = [CursorBatchSampler(cursor, batch_size, ranks, rank) for rank in range(ranks)]
+        samplers = [sampler_of(cursor, batch_size, ranks, rank) for rank in range(ranks)]
         fetched = [list(islice(sampler, steps + ahead)) for sampler in samplers]
         assert len({len(batches) for batches in fetched}) == 1, "all ranks take the same number of steps"
         steps = min(steps, len(fetched[0]))
         for step in range(steps):
             real = [index for batches in fetched for index in batches[step] if index != PLACEHOLDER]
-            assert len(real) == samplers[0].samples_in(step, 1)
+            assert len(real) == samplers[0].layout.samples_in(step, 1)
             trained += real
-            cursor.advance(samplers[0].samples_in(step, 1))  # while the samplers go on
-        assert samplers[-1].samples_in(0, steps) == sum(samplers[0].samples_in(step, 1) for step in range(steps))
+            cursor.advance_to(samplers[0].layout.position_after(step + 1))  # while the samplers go on
+        assert samplers[-1].layout.samples_in(0, steps) == sum(
+            samplers[0].layout.samples_in(step, 1) for step in range(steps)
+        )
         if restart:
             cursor = Cursor.from_state(json.loads(json.dumps(cursor.state())), length)
-    assert trained == cursor.order().tolist()
+    assert trained == cursor.arranged.indices.tolist()
     assert sorted(trained) == list(range(length))
     assert cursor.remaining == 0
     assert cursor.fraction == 1.0
@@ -114,43 +123,43 @@ def test_drop_last_leaves_out_less_than_one_micro_batch(
 ) -> None:
     position = min(position, length)
     cursor = Cursor(length, seed=1, position=position)
-    samplers = [CursorBatchSampler(cursor, batch_size, ranks, rank, drop_last=True) for rank in range(ranks)]
+    samplers = [sampler_of(cursor, batch_size, ranks, rank, drop_last=True) for rank in range(ranks)]
     batches = [list(sampler) for sampler in samplers]
     assert all(len(batch) == batch_size for own in batches for batch in own)
     read = [index for step in zip(*batches, strict=True) for batch in step for index in batch]
-    assert read == cursor.order()[position : position + len(read)].tolist()
+    assert read == cursor.arranged.indices[position : position + len(read)].tolist()
     assert length - position - len(read) < batch_size * ranks
-    assert samplers[0].samples_in(0, len(samplers[0]) + 5) == len(read)
+    assert samplers[0].layout.samples_in(0, len(samplers[0]) + 5) == len(read)
 
 
 def test_each_epoch_has_its_own_order_and_the_cursor_rolls_over() -> None:
     cursor = Cursor(length=50, seed=9)
-    first = next(iter(CursorBatchSampler(cursor, 50)))
-    cursor.advance(20)
+    first = next(iter(sampler_of(cursor, 50)))
+    cursor.advance_to(20)
     assert cursor.fraction == pytest.approx(0.4)
     assert cursor.remaining == 30
     cursor.next_epoch()
     assert (cursor.epoch, cursor.position) == (1, 0)
-    second = next(iter(CursorBatchSampler(cursor, 50)))
+    second = next(iter(sampler_of(cursor, 50)))
     assert second == permutation(50, 9, 1).tolist() != first
 
 
 def test_a_segment_starts_when_its_iterator_is_made() -> None:
     cursor = Cursor(length=10, seed=0, shuffle=False)
-    sampler = CursorBatchSampler(cursor, 2)
-    cursor.advance(4)
+    sampler = sampler_of(cursor, 2)
+    cursor.advance_to(4)
     batches = iter(sampler)
-    cursor.advance(2)
+    cursor.advance_to(6)
     assert next(batches) == [4, 5]
-    assert sampler.samples_in(0, 1) == 2
-    assert sampler.samples_in(0, 99) == 6
+    assert sampler.layout.samples_in(0, 1) == 2
+    assert sampler.layout.samples_in(0, 99) == 6
     assert len(sampler) == 2  # from where the cursor is now
 
 
 def test_the_cursor_does_not_run_past_the_epoch() -> None:
     cursor = Cursor(length=4, seed=0, position=3)
-    with pytest.raises(AssertionError, match="2 samples trained on, but 1 were left"):
-        cursor.advance(2)
+    with pytest.raises(AssertionError, match="from 3 to 5 of 4"):
+        cursor.advance_to(5)
 
 
 def test_a_data_set_without_samples_is_refused() -> None:

@@ -32,13 +32,14 @@ server = ThreadingHTTPServer(("127.0.0.1", 0), EmptyHub)
 threading.Thread(target=server.serve_forever, daemon=True).start()
 os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{server.server_address[1]}"
 
+from morphing_trainer.data.request import DataRequest
 from morphing_trainer.data.sources import load_texts
 from morphing_trainer.data.tokenizer import load_tokenizer
 from morphing_trainer.errors import DataError
 
 def ask():
     said = {}
-    for what, load in {"data": lambda: load_texts(dataset_name="nobody/nothing"),
+    for what, load in {"data": lambda: load_texts(DataRequest(dataset_name="nobody/nothing")),
                        "tokenizer": lambda: load_tokenizer("nobody/nothing")}.items():
         start = time.monotonic()
         try:

@@ -10,10 +10,11 @@ from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 from transformers import default_data_collator
 
-from morphing_trainer.data.cursor import PLACEHOLDER, Cursor, CursorBatchSampler
+from morphing_trainer.data.cursor import PLACEHOLDER, Cursor
 from morphing_trainer.data.loading import QuietLoader, WithPlaceholder, masked_collate
 from morphing_trainer.data.packing import Blocks, collate
 from morphing_trainer.errors import DataError
+from tests.data.test_cursor import sampler_of
 
 
 def numbered_blocks(count: int, block_size: int = 4) -> Blocks:
@@ -49,23 +50,23 @@ def test_a_real_loader_stopped_in_mid_epoch_goes_on_where_it_was(workers: int) -
     blocks, seen = numbered_blocks(23), []
     cursor = Cursor(23, seed=5)
     for batch_size, steps in [(3, 2), (2, 3), (4, 99)]:
-        sampler = CursorBatchSampler(cursor, batch_size)
+        sampler = sampler_of(cursor, batch_size)
         loader = DataLoader(blocks, batch_sampler=sampler, collate_fn=collate, num_workers=workers)
         for step, batch in enumerate(loader):
             if step == steps:  # fetched, but not trained on
                 break
             seen += ids(batch)
-            cursor.advance(sampler.samples_in(step, 1))
+            cursor.advance_to(sampler.layout.position_after(step + 1))
         cursor = Cursor.from_state(cursor.state(), 23)
-    assert seen == cursor.order().tolist()
+    assert seen == cursor.arranged.indices.tolist()
 
 
 def test_a_late_start_fetches_nothing_earlier() -> None:
     data, position = Fetched(1_100_000), 1_000_000
     cursor = Cursor(len(data), seed=1, position=position)
-    batches = iter(DataLoader(data, batch_sampler=CursorBatchSampler(cursor, 8), collate_fn=list))
+    batches = iter(DataLoader(data, batch_sampler=sampler_of(cursor, 8), collate_fn=list))
     first = next(batches)
-    assert first == cursor.order()[position : position + 8].tolist() == data.asked
+    assert first == cursor.arranged.indices[position : position + 8].tolist() == data.asked
 
 
 @pytest.mark.parametrize("drop_last", [False, True])
@@ -74,7 +75,7 @@ def test_batches_equal_those_of_accelerate(drop_last: bool) -> None:
     plain = DataLoader(blocks, batch_size=4, sampler=RandomSampler(blocks), collate_fn=collate, drop_last=drop_last)
     reference = prepared(plain, use_seedable_sampler=True, data_seed=17)
     cursor = Cursor(21, seed=17)
-    sampler = CursorBatchSampler(cursor, 4, drop_last=drop_last)
+    sampler = sampler_of(cursor, 4, drop_last=drop_last)
     ours = prepared(DataLoader(blocks, batch_sampler=sampler, collate_fn=collate))
     for _ in range(2):
         assert len(ours) == len(reference)
@@ -87,7 +88,7 @@ def test_batches_equal_those_of_accelerate(drop_last: bool) -> None:
 def test_ranks_share_an_epoch_and_only_placeholders_are_masked(length: int, workers: int) -> None:
     per_rank = []
     for rank in range(2):
-        sampler = CursorBatchSampler(Cursor(length, seed=2), 4, world_size=2, rank=rank)
+        sampler = sampler_of(Cursor(length, seed=2), 4, ranks=2, rank=rank)
         per_rank.append(
             list(
                 DataLoader(
@@ -105,7 +106,7 @@ def test_ranks_share_an_epoch_and_only_placeholders_are_masked(length: int, work
             assert masked.all() or not masked.any()
             seen += [] if masked.all() else ids(batch)
             assert torch.equal(batch["input_ids"][~masked], batch["labels"][~masked])
-    assert seen == Cursor(length, seed=2).order().tolist()
+    assert seen == Cursor(length, seed=2).arranged.indices.tolist()
 
 
 def test_a_placeholder_adds_nothing_to_a_loss_over_tokens() -> None:
@@ -179,7 +180,7 @@ def test_a_loader_that_is_not_quiet_is_the_wrapped_one(loader: Any) -> None:
 def test_a_run_taken_up_in_mid_epoch_draws_as_if_never_stopped() -> None:
     def run(position: int, state: torch.Tensor, quiet: bool, steps: int) -> tuple[list[Any], torch.Tensor]:
         torch.set_rng_state(state)
-        sampler = CursorBatchSampler(Cursor(12, seed=0, position=position), 2)
+        sampler = sampler_of(Cursor(12, seed=0, position=position), 2)
         loader = QuietLoader(DataLoader(numbered_blocks(12), batch_sampler=sampler, collate_fn=collate), quiet)
         seen = []
         for step, batch in enumerate(loader):
@@ -197,7 +198,7 @@ def test_a_run_taken_up_in_mid_epoch_draws_as_if_never_stopped() -> None:
 
 
 def test_a_quiet_loader_passes_on_what_it_does_not_know() -> None:
-    sampler = CursorBatchSampler(Cursor(10, seed=0), 3)
+    sampler = sampler_of(Cursor(10, seed=0), 3)
     blocks = numbered_blocks(10)
     loader = prepared(DataLoader(blocks, batch_sampler=sampler, collate_fn=collate))
     quiet = QuietLoader(loader, preserve_rng=True)
@@ -210,5 +211,5 @@ def test_a_quiet_loader_passes_on_what_it_does_not_know() -> None:
 
 
 def test_an_empty_quiet_loader_ends_at_once() -> None:
-    sampler = CursorBatchSampler(Cursor(4, seed=0, position=4), 2)
+    sampler = sampler_of(Cursor(4, seed=0, position=4), 2)
     assert list(QuietLoader(DataLoader(numbered_blocks(4), batch_sampler=sampler), preserve_rng=True)) == []

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import datasets
 import numpy as np
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast, default_data_collator
 
 from morphing_trainer.data import packing
-from morphing_trainer.data.packing import Blocks, collate, cut_long, pack, tokenize
+from morphing_trainer.data.making import Making, make_samples
+from morphing_trainer.data.packing import Blocks, Packer, collate, cut_long
 from morphing_trainer.data.tokenizer import train_tokenizer
 from morphing_trainer.errors import DataError
 
@@ -29,11 +31,21 @@ def texts(*documents: str | None) -> datasets.Dataset:
     )
 
 
+def pack(
+    data: datasets.Dataset, tokenizer: Any, block_size: int, n_positions: int | None = None, **options: Any
+) -> Blocks:
+    samples = make_samples(data, Making(tokenizer, "packing", block_size), n_positions, **options)
+    assert isinstance(samples, Blocks)
+    return samples
+
+
 def test_documents_are_joined_by_end_of_text_and_cut(tokenizer: PreTrainedTokenizerFast) -> None:
     documents = [PROSE, "short", PROSE * 2, "x"]
     stream = [token for text in documents for token in [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]]
     blocks = pack(texts(*documents), tokenizer, block_size=7)
-    assert blocks.tokens.dtype == np.int32
+    assert blocks.tokens.dtype == np.uint16
+    assert blocks.text_starts is None
+    assert blocks.tokens_per_sample == 7
     assert blocks.block_size == 7
     assert len(blocks) == len(stream) // 7
     assert blocks.tokens.ravel().tolist() == stream[: len(blocks) * 7]  # only the very end is dropped
@@ -52,11 +64,6 @@ def test_rows_cross_the_batches_of_the_tokeniser(tokenizer: PreTrainedTokenizerF
     one = [*tokenizer("ab c")["input_ids"], tokenizer.eos_token_id]
     assert blocks.tokens.ravel().tolist() == (one * 2500)[: len(blocks) * 11]
     assert len(blocks) == 2500 * len(one) // 11
-
-
-def test_another_column_may_hold_the_text(tokenizer: PreTrainedTokenizerFast) -> None:
-    data = datasets.Dataset.from_dict({"body": [PROSE], "text": ["no"]})
-    assert np.array_equal(pack(data, tokenizer, 8, text_column="body").tokens, pack(texts(PROSE), tokenizer, 8).tokens)
 
 
 @settings(derandomize=True, max_examples=80, deadline=None, database=None)
@@ -82,12 +89,15 @@ def test_a_long_document_is_cut_into_pieces_of_bounded_size(tokenizer: PreTraine
 def test_cutting_and_grouping_change_no_token(
     tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    documents = texts(PROSE * 5, "tiny", PROSE * 3)
-    whole = pack(documents, tokenizer, 8)
+    documents = {"text": [PROSE * 5, "tiny", PROSE * 3]}
+    whole = Packer(tokenizer)(documents)
+    assert whole["closes"] == [True] * 3
     monkeypatch.setattr(packing, "GROUP_CHARACTERS", 120)
     monkeypatch.setattr(packing.cut_long, "__defaults__", (30,))
-    assert len(tokenize(documents, tokenizer)) > 3  # the long ones do take several rows
-    assert np.array_equal(pack(documents, tokenizer, 8).tokens, whole.tokens)
+    cut = Packer(tokenizer)(documents)
+    assert len(cut["closes"]) > 3  # the long ones do take several rows
+    assert sum(cut["closes"]) == 3
+    assert np.array_equal(np.concatenate(cut["input_ids"]), np.concatenate(whole["input_ids"]))
 
 
 def test_a_document_may_be_longer_than_the_tokenizers_limit(
@@ -147,3 +157,34 @@ def test_a_tokenizer_without_end_of_text_is_refused() -> None:
     tokenizer.eos_token = None
     with pytest.raises(DataError, match="no end-of-text token"):
         pack(texts(PROSE), tokenizer, 8)
+
+
+def test_a_title_is_a_line_and_a_prompt_stands_before_its_truth(tokenizer: PreTrainedTokenizerFast) -> None:
+    rows = {
+        "text": ["One.", "Two.", "Three.", None],
+        "title": [" First ", None, "", None],
+        "prompt": [None, "2 + 2 =", "alone", "What? "],
+        "truth": [None, " 4", None, ""],
+    }
+    blocks = pack(datasets.Dataset.from_dict(rows), tokenizer, 2)
+    text = tokenizer.decode(blocks.tokens.ravel())
+    assert text.startswith("First\nOne.<|endoftext|>2 + 2 = 4<|endoftext|>Three.")  # the last row has no truth
+    assert blocks.counts is not None
+    assert (blocks.counts.documents, blocks.counts.blank) == (4, 1)
+
+
+def test_documents_shorter_than_a_block_are_counted(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Also across the batches that rows are read in, and where a document takes several rows."""
+    documents = ["x", PROSE, "", "y", PROSE * 4000, "z"]
+    blocks = pack(texts(*documents), tokenizer, 32)
+    assert len(Packer(tokenizer)({"text": documents})["closes"]) > len(documents)
+    assert blocks.counts is not None
+    assert (blocks.counts.documents, blocks.counts.blank, blocks.counts.short) == (6, 1, 3)
+    stream = sum(len(tokenizer(text)["input_ids"]) + 1 for text in documents if text)
+    assert blocks.counts.tokens == stream
+    assert str(blocks.counts).startswith("6 documents (1 blank and left out, 3 shorter than a sample)")
+
+
+def test_too_little_text_is_refused_with_what_was_read(tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(DataError, match=r"Read: 3 documents \(2 blank and left out, 1 shorter than a sample\)"):
+        pack(texts("", "a", None), tokenizer, 64)

@@ -7,12 +7,29 @@ from pydoc_data.topics import topics
 from typing import Any
 
 import datasets
+import numpy as np
 import pytest
 
-from morphing_trainer.data.sources import cut, hold_out, load_texts
+from morphing_trainer.data import files as reading
+from morphing_trainer.data import sources
+from morphing_trainer.data.holding_out import cut, document_rows
+from morphing_trainer.data.holding_out import hold_out as hold_out_pair
+from morphing_trainer.data.packing import Packer
+from morphing_trainer.data.request import DataRequest
+from morphing_trainer.data.sources import TextSplits
+from morphing_trainer.data.tokenizer import train_tokenizer
 from morphing_trainer.errors import DataError
 
 DOCUMENTS = [f"Document {number}, with words.\nAnd a second line.\n" for number in range(40)]
+
+
+def load_texts(**arguments: Any) -> TextSplits:
+    lists = {name: tuple(value) for name, value in arguments.items() if isinstance(value, list)}
+    return sources.load_texts(DataRequest(**arguments | lists))
+
+
+def hold_out(*arguments: Any) -> TextSplits:
+    return TextSplits(*hold_out_pair(*arguments))
 
 
 def write(path: Path, content: str | bytes) -> str:
@@ -166,6 +183,10 @@ def test_a_test_split_is_not_used_for_validation(tmp_path: Path) -> None:
         ({"validation_file": "c.txt"}, "validation_file 'c.txt': needs a train_file"),
         ({"dataset_name": "a/b", "validation_file": "c.txt"}, "validation_file 'c.txt': needs a train_file"),
         ({"dataset_config": "en"}, "dataset_config 'en': needs a dataset_name"),
+        ({"train_split": "test"}, "train_split 'test': needs a dataset_name"),
+        ({"streaming": True}, "streaming: needs a dataset_name or a train_file"),
+        ({"max_documents": 0}, "max_documents: must be at least 1, is 0"),
+        ({"max_documents": 1}, "max_documents: is 1; the default data needs 2"),
         ({"validation_split": 0}, "validation_split: must be above 0 and below 1, is 0"),
         ({"validation_split": 1.0}, "validation_split: must be"),
         ({"validation_split": float("nan")}, "validation_split: must be"),
@@ -232,7 +253,7 @@ def test_folders_that_hold_no_usable_data_set(tmp_path: Path) -> None:
         load_texts(dataset_name=str(tmp_path))
     data = datasets.Dataset.from_dict({"text": DOCUMENTS})
     datasets.DatasetDict({"test": data}).save_to_disk(tmp_path / "no_train")
-    with pytest.raises(DataError, match="has no split 'train', only test"):
+    with pytest.raises(DataError, match=r"has no split 'train'.*set train_split to one of its splits: test"):
         load_texts(dataset_name=str(tmp_path / "no_train"))
     data.save_to_disk(tmp_path / "damaged")
     (tmp_path / "damaged" / "state.json").write_text("{")
@@ -241,3 +262,172 @@ def test_folders_that_hold_no_usable_data_set(tmp_path: Path) -> None:
     datasets.Dataset.from_dict({"text": []}).save_to_disk(tmp_path / "empty")
     with pytest.raises(DataError, match="cannot be loaded"):  # `datasets` reads back no data set that it saved empty
         load_texts(dataset_name=str(tmp_path / "empty"))
+
+
+# --- columns
+
+
+def columns_of(tmp_path: Path, **columns: list[Any]) -> Any:
+    datasets.Dataset.from_dict(columns).save_to_disk(tmp_path / "data")
+    return load_texts(dataset_name=str(tmp_path / "data")).train
+
+
+def test_title_prompt_and_truth_are_kept_and_the_rest_is_not(tmp_path: Path) -> None:
+    rows = {name: [f"{name} {row}" for row in range(30)] for name in ("text", "title", "prompt", "truth", "url")}
+    train = columns_of(tmp_path, **rows)
+    assert sorted(train.column_names) == ["prompt", "text", "title", "truth"]
+    assert train[0] == {name: f"{name} 0" for name in train.column_names}
+
+
+def test_a_prompt_without_a_truth_and_a_title_that_is_no_text_are_left_out(tmp_path: Path) -> None:
+    train = columns_of(tmp_path, text=DOCUMENTS, title=list(range(40)), prompt=DOCUMENTS)
+    assert train.column_names == ["text"]
+
+
+def test_prompt_and_truth_need_no_text(tmp_path: Path) -> None:
+    train = columns_of(tmp_path, prompt=DOCUMENTS, truth=DOCUMENTS)
+    assert sorted(train.column_names) == ["prompt", "truth"]
+
+
+def test_few_prompts_are_held_out_whole(tmp_path: Path) -> None:
+    file = table(tmp_path / "a.jsonl", column="truth", rows=["1", "2", "3"])
+    rows = [json.loads(line) | {"prompt": "?"} for line in Path(file).read_text().splitlines()]
+    write(Path(file), "".join(json.dumps(row) + "\n" for row in rows))
+    splits = load_texts(train_file=file)
+    assert len(splits.validation) == 1
+    assert sorted([*splits.train["truth"], *splits.validation["truth"]]) == ["1", "2", "3"]
+    write(Path(file), json.dumps(rows[0]))
+    with pytest.raises(DataError, match="too little text to hold out"):
+        load_texts(train_file=file)
+
+
+def test_blank_truths_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="column 'truth' is empty in all 40 rows"):
+        columns_of(tmp_path, prompt=DOCUMENTS, truth=[""] * 40)
+
+
+def test_titles_stay_with_both_parts_of_a_document() -> None:
+    data = datasets.Dataset.from_dict({"text": ["a\n" * 100], "title": ["A"]})
+    splits = hold_out(data, 0.05, 0, "x")
+    assert splits.train[0]["title"] == splits.validation[0]["title"] == "A"
+
+
+# --- splits and limits
+
+
+@pytest.fixture
+def three_splits(tmp_path: Path) -> str:
+    data = datasets.Dataset.from_dict({"text": DOCUMENTS})
+    parts = {"train": data, "extra": data.select(range(30)), "validation": data.select(range(3))}
+    datasets.DatasetDict(parts).save_to_disk(tmp_path / "named")
+    return str(tmp_path / "named")
+
+
+def test_the_split_to_train_on_is_chosen_by_name(three_splits: str) -> None:
+    splits = load_texts(dataset_name=three_splits, train_split="extra")
+    assert list(splits.train["text"]) == DOCUMENTS[:30]
+    assert list(splits.validation["text"]) == DOCUMENTS[:3]
+
+
+def test_training_on_the_validation_split_holds_out_a_part_of_it(three_splits: str) -> None:
+    splits = load_texts(dataset_name=three_splits, train_split="validation", validation_split=0.4)
+    assert sorted(both(splits)) == sorted(DOCUMENTS[:3])
+    assert len(splits.validation) == 1
+
+
+def test_an_unknown_split_is_refused_with_those_there_are(three_splits: str) -> None:
+    with pytest.raises(DataError, match=r"has no split 'trian'; did you mean 'train'.*: train, extra, validation\)"):
+        load_texts(dataset_name=three_splits, train_split="trian")
+
+
+def test_only_so_many_documents_are_read(three_splits: str, tmp_path: Path) -> None:
+    splits = load_texts(dataset_name=three_splits, max_documents=2)
+    assert list(splits.train["text"]) == list(splits.validation["text"]) == DOCUMENTS[:2]
+    file = table(tmp_path / "a.jsonl")
+    assert sorted(both(load_texts(train_file=file, max_documents=25))) == sorted(DOCUMENTS[:25])
+    assert len(both(load_texts(max_documents=10))) == 10
+
+
+# --- files that are too large to be held in memory
+
+
+@pytest.fixture
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "SMALL_BYTES", 100)
+    monkeypatch.setattr(reading, "PIECE_CHARACTERS", 60)
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_a_large_file_is_read_in_pieces_that_give_the_same_tokens(tmp_path: Path) -> None:
+    whole = "".join(DOCUMENTS) + "  The end, without a newline."
+    file = write(tmp_path / "a.txt", b"\xef\xbb\xbf" + whole.replace("\n", "\r\n").encode())
+    rows = reading.read_files("train_file", [file, write(tmp_path / "b.txt", "A short one.")], "text")
+    assert len(rows) > 10
+    assert "".join(rows["text"][:-1]) == whole
+    assert all(len(text) <= 3 * 60 for text in rows["text"])
+    assert all(text.endswith("\n") for text in rows["text"][:-2])
+    assert list(rows["before"]) == [None, *rows["text"][:-2], None]
+    assert list(rows["continues"]) == [True] * (len(rows) - 2) + [False, False]
+    assert document_rows(rows).tolist() == [0, len(rows) - 1, len(rows)]
+    packer = Packer(train_tokenizer(DOCUMENTS, 300))
+    found = packer(rows[:])
+    expected = packer({"text": [whole, "A short one."]})
+    assert np.concatenate(found["input_ids"]).tolist() == np.concatenate(expected["input_ids"]).tolist()
+    assert sum(found["closes"]) == 2
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_the_end_of_a_large_file_is_held_out(tmp_path: Path) -> None:
+    whole = "".join(DOCUMENTS)
+    splits = load_texts(train_file=write(tmp_path / "a.txt", whole), validation_split=0.2)
+    train, validation = "".join(splits.train["text"]), "".join(splits.validation["text"])
+    assert train + validation == whole
+    assert train.endswith("\n")
+    assert 0.15 < len(validation) / len(whole) < 0.25
+    assert len(splits.train) > 5 and len(splits.validation) > 1
+    for part in (splits.train, splits.validation):
+        assert list(part["continues"]) == [True] * (len(part) - 1) + [False]
+        assert [before is None for before in part["before"]] == [True] + [False] * (len(part) - 1)
+
+
+@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.parametrize("share", [0.001, 0.5, 0.999])
+def test_a_document_can_be_cut_anywhere(tmp_path: Path, share: float) -> None:
+    whole = "".join(DOCUMENTS)
+    splits = load_texts(train_file=write(tmp_path / "a.txt", whole), validation_split=share)
+    assert "".join(splits.train["text"]) + "".join(splits.validation["text"]) == whole
+    assert splits.train["text"][-1].strip()
+    assert splits.validation["text"][0]
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_many_large_files_are_held_out_whole(tmp_path: Path) -> None:
+    files = [write(tmp_path / f"{number}.txt", text * 5) for number, text in enumerate(DOCUMENTS[:10])]
+    splits = load_texts(train_file=files, validation_split=0.2)
+    assert len(document_rows(splits.train)) - 1 == 8
+    assert len(document_rows(splits.validation)) - 1 == 2
+    assert {"".join(splits.validation["text"][:2])} < {text * 5 for text in DOCUMENTS} or len(splits.validation) > 2
+    limited = load_texts(train_file=files, max_documents=5, validation_split=0.2)
+    assert len(document_rows(limited.train)) - 1 == 4
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_a_large_file_that_changes_is_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    first = load_texts(train_file=write(path, "".join(DOCUMENTS)))
+    again = load_texts(train_file=str(path))
+    assert again.train._fingerprint == first.train._fingerprint
+    other = load_texts(train_file=write(path, "".join(DOCUMENTS[1:])))
+    assert other.train._fingerprint != first.train._fingerprint
+    assert "".join(other.train["text"]).startswith(DOCUMENTS[1])
+
+
+@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"word\n" * 50 + b"\xfc", r"a\.txt': is not UTF-8 text"), (b" \n" * 200, r"a\.txt': is empty")],
+)
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_large_file_that_cannot_be_used(tmp_path: Path, content: bytes, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        load_texts(train_file=write(tmp_path / "a.txt", content))

@@ -1,0 +1,103 @@
+"""`morph data prepare` of a text file: seconds for each part, and the most memory that it and its workers ever held.
+
+    python -m benchmarks.data_prepare [--megabytes 1000] [--workers 1] [--mode packing] [--keep FOLDER]
+
+The text is generated, one file of one document, and then prepared by a process of its own, whose memory, and that of
+its children, is looked at ten times a second. *Own* memory is what the machine must have; *resident* also counts pages
+of mapped files, which the system takes back when it needs them. The second run finds the samples made, and shows what
+the libraries take by themselves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+
+from benchmarks.data_corpus import write_corpus
+
+
+class Measured(NamedTuple):
+    seconds: float
+    own: float
+    resident: float
+
+
+def measure(command: list[str], environment: dict[str, str]) -> Measured:
+    """Seconds, and the most own and resident memory in MB that the command and its children held together."""
+    start, own, resident = time.perf_counter(), 0.0, 0.0
+    process = psutil.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    while process.poll() is None:
+        sizes = []
+        for each in (process, *_children(process)):
+            try:
+                memory = each.memory_info()
+            except psutil.Error:  # it has ended meanwhile
+                continue
+            sizes.append(((memory.rss - memory.shared) / 1e6, memory.rss / 1e6))
+        own = max(own, sum(size for size, _ in sizes))
+        resident = max(resident, sum(size for _, size in sizes))
+        time.sleep(0.1)
+    assert process.returncode == 0, "the command failed"
+    return Measured(time.perf_counter() - start, own, resident)
+
+
+def _children(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        found: list[psutil.Process] = process.children(recursive=True)
+    except psutil.Error:
+        return []
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--megabytes", type=float, default=1000)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--mode", default="packing", choices=["packing", "continuation"])
+    parser.add_argument("--keep", type=Path, help="folder to work in (default: a temporary one)")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.keep or Path(temporary)
+        text = folder / f"corpus_{options.megabytes:g}.txt"
+        if not text.exists():
+            write_corpus(text, options.megabytes)
+        environment = os.environ | {
+            "HF_DATASETS_CACHE": str(Path(temporary) / "cache"),
+            "HF_HUB_OFFLINE": "1",
+            "RAYON_NUM_THREADS": "1",  # one core for each worker
+            "OMP_NUM_THREADS": "1",
+        }
+        given = ["--train_file", str(text), "--sample_mode", options.mode]
+        given += ["--preprocessing_num_workers", str(options.workers)]
+        print("| what | text | workers | seconds | MB/s | own memory, peak | resident, peak |")
+        print("|---|---|---|---|---|---|---|")
+        for number, what in enumerate((f"prepare, {options.mode}, tokenizer trained", "again, samples found made")):
+            target = str(Path(temporary) / f"prepared{number}")
+            command = [
+                sys.executable,
+                "-m",
+                "morphing_trainer.cli.morph",
+                "data",
+                "prepare",
+                "--output",
+                target,
+                *given,
+            ]
+            found = measure([*command, *given], environment)
+            print(
+                f"| {what} | {options.megabytes:,.0f} MB | {options.workers} | {found.seconds:.0f} | "
+                f"{options.megabytes / found.seconds:.1f} | {found.own:,.0f} MB | {found.resident:,.0f} MB |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
