@@ -1,0 +1,1 @@
+"""Memory: how much is in use, when it runs out, and the largest batch that fits."""
