@@ -1,0 +1,79 @@
+"""A Trainer that makes the optimizer of `optimizers`, and may begin a resumed run with a new one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Trainer
+
+from morphing_trainer.config import MorphingConfig
+from morphing_trainer.engine import optimizer_names
+from morphing_trainer.errors import CheckpointError
+from morphing_trainer.lineage import ModelSpec
+from morphing_trainer.optimizers import class_and_options, decayed, marked
+from morphing_trainer.run.applying import bare_optimizer
+from morphing_trainer.run.bundle import Bundle
+from morphing_trainer.run.session import Session
+
+
+class OptimizingTrainer(Trainer):
+    """The optimizer half of `MorphingTrainer`."""
+
+    args: MorphingConfig
+    model: Any
+    optimizer: Any
+    lr_scheduler: Any
+    session: Session | None = None
+    _bundle: Bundle | None = None
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Names of the parameters that weight decay acts on: see `optimizers.decayed`.
+
+        In a run that goes on, they are those that it acted on: a mark on a parameter is not saved with a model.
+        """
+        bare = self.accelerator.unwrap_model(model, keep_torch_compile=False)
+        groups = self.session.state.groups if self.session is not None else {}
+        if groups:
+            chosen = frozenset(name for name, group in groups.items() if group == 0)
+        else:
+            chosen = decayed(ModelSpec.of(bare), marked(bare))
+        own = {id(parameter): name for name, parameter in bare.named_parameters()}
+        return [name for name, parameter in model.named_parameters() if own[id(parameter)] in chosen]
+
+    @staticmethod
+    def get_optimizer_cls_and_kwargs(args: Any, model: Any = None) -> tuple[Any, Any]:
+        """As inherited, and the optimizers that go by short names."""
+        return class_and_options(args, model)
+
+    def _usual_groups(self) -> dict[str, int]:
+        """Param group of every parameter, frozen ones too, in an optimizer that Trainer makes."""
+        chosen = set(self.get_decay_parameter_names(self.model))
+        return {name: 0 if name in chosen else 1 for name, _ in self.model.named_parameters()}
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """As inherited, strictly; under `ignore_optimizer` the rates only, and the schedule's position.
+
+        Raises:
+            CheckpointError: if the checkpoint's optimizer has other parameters or groups.
+        """
+        if checkpoint is None:
+            return
+        assert self._bundle is not None
+        names = optimizer_names(self.model, bare_optimizer(self))
+        if names != [list(group) for group in self._bundle.optimizer_names]:
+            raise CheckpointError(
+                f"{checkpoint}: its optimizer has other parameters or param groups than this run's; resume with the "
+                "optimizer and grouping that it was saved with."
+            )
+        if not self.args.ignore_optimizer:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        folder = Path(checkpoint)
+        # Mapped, so that only the groups are read.
+        saved = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True, mmap=True)
+        for group, before in zip(self.optimizer.param_groups, saved["param_groups"], strict=True):
+            group |= {key: before[key] for key in ("lr", "initial_lr") if key in before}
+        self.lr_scheduler.load_state_dict(torch.load(folder / "scheduler.pt", weights_only=True))
