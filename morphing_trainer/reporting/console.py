@@ -162,6 +162,7 @@ class Status:
     learning_rate: float | None = None
     tokens_per_second: float | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
+    memory: Sequence[tuple[str, str]] = ()
     upcoming: Upcoming | None = None
     activity: str = ""
 
@@ -176,6 +177,7 @@ class Status:
             shown.append(("lr", rate_text(self.learning_rate)))
         if self.tokens_per_second is not None:
             shown.append(("tokens/s", count(self.tokens_per_second)))
+        shown += self.memory
         if "parameters" in self.facts:
             shown.append(("parameters", count(self.facts["parameters"])))
         if size := size_text(self.facts):

@@ -31,11 +31,13 @@ from morphing_trainer.reporting.console import (
     rate_text,
     shape_text,
 )
+from morphing_trainer.reporting.examples import Example, example_lines, example_panel
+from morphing_trainer.reporting.profile import analysis_line, timing_line
 from morphing_trainer.reporting.records import Phase, Record, Upcoming
 
 _REFRESH_SECONDS = 0.25
 _DULL_METRICS = ("_runtime", "_samples_per_second", "_steps_per_second", "_model_preparation_time")
-_SHOWN_ELSEWHERE = ("eval_", "morph", "total_flos")  # by on_evaluate, by on_operation, by nobody
+_SHOWN_ELSEWHERE = ("eval_", "morph", "total_flos", "tokens", "seconds")  # by others, or by nobody
 
 
 class RunDisplay(TrainerCallback):
@@ -48,6 +50,8 @@ class RunDisplay(TrainerCallback):
             start and after each operation.
         records: all operations applied so far, those before a resume included, for the table at the end. Default: the
             ones this display has seen.
+        memory: use of memory and processor, as (label, text).
+        timing: seconds by part of the work, for the line at the end.
         console: where to draw; default: standard output.
     """
 
@@ -59,9 +63,12 @@ class RunDisplay(TrainerCallback):
         seconds: Callable[[], float],
         facts: Callable[[], Mapping[str, Any]],
         records: Callable[[], Sequence[Record]] | None = None,
+        memory: Callable[[], Sequence[tuple[str, str]]] = lambda: (),
+        timing: Callable[[], Mapping[str, float]] = dict,
         console: Console | None = None,
     ) -> None:
         self._upcoming, self._tokens, self._seconds, self._facts = upcoming, tokens, seconds, facts
+        self._memory, self._timing = memory, timing
         self._seen: list[Record] = []
         self._records = records or (lambda: self._seen)
         self._later: dict[int, float] = {}  # by record index: loss at the next evaluation
@@ -131,6 +138,8 @@ class RunDisplay(TrainerCallback):
             self._say(_finished(numbers, state))
         elif "loss" in numbers:
             self._on_train_loss(numbers, state)
+        elif analysis := analysis_line(numbers):
+            self._say(f"{self._at(state)}{analysis}")
         elif others := [f"{key} {value:.4g}" for key, value in numbers.items() if key not in ("epoch", "step")]:
             self._say(f"{self._at(state)}{', '.join(others)}")
 
@@ -179,6 +188,14 @@ class RunDisplay(TrainerCallback):
         self._say_block([f"{self._at(state)}{tables.operation_line(record)}"], tables.banner(record))
         self._refresh(state, now=True)
 
+    def on_example(
+        self, args: Any, state: TrainerState, control: Any, example: Example | None = None, **kwargs: Any
+    ) -> None:
+        """The example of an evaluation."""
+        if state.is_world_process_zero and example is not None:
+            lines = [f"{self._at(state)}{line}" for line in example_lines(example)]
+            self._say_block(lines, example_panel(example, state.global_step))
+
     def on_save(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
             self._say(f"{self._at(state)}checkpoint saved")
@@ -188,6 +205,8 @@ class RunDisplay(TrainerCallback):
             return
         self._refresh(state, now=True)
         self.close()
+        if line := timing_line(self._timing()):
+            self._say(f"Time: {line}")
         if records := list(self._records()):
             self._say_block(
                 tables.operations_lines(records, self._later), tables.operations_table(records, self._later)
@@ -214,6 +233,7 @@ class RunDisplay(TrainerCallback):
             facts.append(f"grad norm {numbers['grad_norm']:.3g}")
         if self._status.tokens_per_second is not None:
             facts.append(f"{count(self._status.tokens_per_second)} tokens/s")
+        facts += [f"{label} {text}" for label, text in self._status.memory]
         facts += [part for part in (self._parameters(), shape_text(self._status.facts)) if part]
         self._say(f"{self._at(state)}{', '.join(facts)}", bar=True)
         if not math.isfinite(loss) and not self._diverged:
@@ -240,6 +260,7 @@ class RunDisplay(TrainerCallback):
         self._status.elapsed = now - self._started
         self._steps.add(state.global_step, now)
         self._throughput.add(self._tokens(), self._seconds())
+        self._status.memory = self._memory()
         self._status.steps_per_second = self._steps.per_second
         self._status.tokens_per_second = self._throughput.per_second
 

@@ -17,6 +17,7 @@ class Phase:
     `parameters`, `trainable`: numbers of scalars, tied tensors counted once.
     `lora_rank`, `lora_modules`: largest rank of a LoRA adapter, and number of modules that have one; 0 for none.
     `repeats`: the operation is one of those that are repeated to the end of the run; this is their first round.
+    `measures`: its operation sets what only a trial on the live model tells; the settings are those before it.
     `resizes`: its operation changes the shape or scale of tensors, and of the optimizer's memory with them.
     """
 
@@ -34,6 +35,7 @@ class Phase:
     lora_modules: int = 0
     resizes: bool = False
     repeats: bool = False
+    measures: bool = False
 
 
 @dataclass(frozen=True)

@@ -128,6 +128,8 @@ def _plan_rows(phases: Sequence[Phase]) -> list[tuple[str, ...]]:
     for phase in phases:
         settings = phase.settings.to_dict()
         changed = setting_changes(previous, settings) if previous else _summary(settings)
+        if phase.measures:
+            changed.append(("batch", "as measured then"))
         name = "start" if phase.operation is None else operation_text(phase.operation, phase.value)
         fires = clean(phase.trigger) + (", repeated" if phase.repeats else "")
         rows.append((str(phase.index), name, fires, *_size(phase, adapted), _joined(changed)))

@@ -1,0 +1,146 @@
+"""A Trainer that tells where its time goes, what its log lines belong to, and what its weights look like inside."""
+
+from __future__ import annotations
+
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from morphing_trainer.callback import MorphCallback
+from morphing_trainer.layers.evaluating import EvaluatingTrainer
+from morphing_trainer.lineage import Lineage
+from morphing_trainer.run import analysis
+from morphing_trainer.run.bundle import Bundle
+from morphing_trainer.run.recorder import Recorder
+from morphing_trainer.run.references import References
+from morphing_trainer.run.reports import RunReports
+from morphing_trainer.run.timing import StepTimer, Stopwatch
+
+_log = logging.getLogger("morphing_trainer")
+
+
+class ObservingTrainer(EvaluatingTrainer):
+    """The timers, log lines and analysis of `MorphingTrainer`. Nothing here changes what is trained."""
+
+    _reports: RunReports
+    _references: References | None = None
+    """On the main process of a run that analyses."""
+
+    def _observe(self, morphing: MorphCallback) -> None:
+        """Install the callbacks: the timer ahead of all others, the recorder behind, when all is known."""
+        morphing.analyse = self._analyse
+        callbacks = self.callback_handler.callbacks
+        callbacks.insert(0, StepTimer(lambda: self._stopwatch if self.session else None))
+        callbacks.append(Recorder(self.run_folder, lambda: self.session, self._begun, self._flos))
+
+    def _begun(self) -> None:
+        """Every callback knows that training begins: a series of the model's size needs its first point."""
+        assert self.session is not None
+        if len(self.schedule) and self.session.state.step == 0 and not self.session.state.executed:
+            self._log_size()
+
+    @property
+    def _stopwatch(self) -> Stopwatch:
+        return self.session.stopwatch if self.session else Stopwatch()
+
+    # ---- Time ------------------------------------------------------------------------------------------------------
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
+        """As inherited, timed."""
+        with self._stopwatch.during("data"):
+            return super().get_batch_samples(epoch_iterator, num_batches, device)
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """As inherited, timed."""
+        with self._stopwatch.during("evaluation"):
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        with self._stopwatch.during("saving"):
+            if self.session is not None:
+                self.session.state.timing = self._stopwatch.profile()
+            super()._save_checkpoint(model, trial)
+
+    # ---- Log lines -------------------------------------------------------------------------------------------------
+
+    def _flos(self) -> float:
+        """Floating-point operations until now, of all processes; they are taken to have computed as much as this one
+        since the last log."""
+        return float(self.state.total_flos + self.current_flos * self.args.world_size)
+
+    def _log_size(self, operation: str | None = None) -> None:
+        """A marker for whoever reports: the model's size and the number of operations done, and the last one's name."""
+        assert self.session is not None
+        state = self.session.state
+        done = state.executed[-1]["index"] + 1 if state.executed else 0
+        facts = {"operations": done, **state.spec.facts()}
+        line: dict[str, Any] = {f"morph/{name}": float(value) for name, value in facts.items()}
+        if operation is not None:
+            line["morph/operation"] = operation
+        self.log(line)
+
+    # ---- Analysis --------------------------------------------------------------------------------------------------
+
+    def _weights(self) -> dict[str, torch.Tensor]:
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        return dict(model.named_parameters())
+
+    def _watched(self) -> dict[str, torch.Tensor]:
+        assert self.session is not None
+        weights = self._weights()
+        return {name: weights[name] for name in analysis.watched(self.session.state.spec)}
+
+    def _begin_analysis(self, bundle: Bundle | None) -> None:
+        """Take note of the weights as the run begins, or take up what its checkpoint knows of them."""
+        self._references = None
+        if self.args.analysis_evals is None or not self.is_world_process_zero():
+            return
+        assert self.session is not None
+        if bundle is None:
+            self._references = References.of(self._watched())
+            return
+        self._references = References.load(bundle.path, analysis.watched(self.session.state.spec))
+        if self._references is None:
+            _log.warning(
+                "analysis: the checkpoint was saved without it, so the drift since the start of the run is not known; "
+                "the drift since the last operation is told from the next one on."
+            )
+            self._references = References()
+
+    def _operated(self, lineage: Lineage | None) -> None:
+        """An operation has been applied: drift counts from here, too."""
+        if self._references is not None:
+            self._references = self._references.after(lineage, self._watched())
+
+    def _analyse(self, step: int) -> float | None:
+        """At every `analysis_evals`-th evaluation: measure, log and note; the share of their rank that adapters use."""
+        if self.args.analysis_evals is None:
+            return None
+        assert self.session is not None
+        state = self.session.state
+        state.analysable += 1
+        if state.analysable % self.args.analysis_evals:
+            return None
+        use, found, failure = None, {}, None
+        try:
+            if self._references is not None:
+                found = analysis.measure(state.spec, self._weights(), self._references.start, self._references.since)
+                use = analysis.rank_use(found)
+                self._reports.event("analysis", step, rank_use=use, weights=analysis.compact(found))
+        except Exception as error:  # of any kind: the other ranks must not wait for this one in vain
+            failure = error
+        self.session.consensus.settle(failure)
+        use = self.session.consensus.loss(math.nan if use is None else use)  # rank 0's bits on every rank
+        if found:
+            self.log(analysis.summary(found))
+        return use if state.spec.sites else None
+
+    def _write_more(self, folder: Path) -> None:
+        if self._references is not None:
+            self._references.save(folder)
