@@ -30,6 +30,9 @@ bench: setup
 	$(BIN)/python -m benchmarks.throughput
 	$(BIN)/python -m benchmarks.morph_cost
 	$(BIN)/python -m benchmarks.lora_cost
+	$(BIN)/python -m benchmarks.data_feed
+	$(BIN)/python -m benchmarks.data_prepare --megabytes 50
+	$(BIN)/python -m benchmarks.evaluation_cost
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info runs

@@ -35,10 +35,11 @@ def trained(folder: Path, *options: str, grows: bool) -> tuple[float, list[dict[
 
 def compare(seed: int, folder: Path, extra: list[str]) -> list[tuple[str, float, int, int]]:
     """(name, loss, FLOPs, steps) of the demo and of both controls."""
-    data = parse(["--config", CONFIG, *extra]).data
+    block_size = parse(["--config", CONFIG, *extra]).data.block_size
+    assert block_size is not None, f"{CONFIG} gives it"
     options = ["--seed", str(seed), *extra]
     loss, journal = trained(folder / "demo", *options, grows=True)
-    budget = run_flops(folder / "demo", data.block_size)
+    budget = run_flops(folder / "demo", block_size)
     first, last = journal[0], journal[-1]
     rows = [("the demo: grown while it trains", loss, budget, int(last["step"]))]
     samples = first["settings"]["batch_size"] * first["settings"]["grad_accum"]
@@ -46,11 +47,11 @@ def compare(seed: int, folder: Path, extra: list[str]) -> list[tuple[str, float,
         ("its first model, never grown", first["spec"]),
         ("its last model, from the start", last["spec"]),
     ):
-        steps = round(budget / (samples * training_flops(spec, data.block_size)))
+        steps = round(budget / (samples * training_flops(spec, block_size)))
         shape = {field: spec["config"][field] for field in ("n_layer", "n_inner")}
         given = [text for field, value in shape.items() for text in (f"--{field}", str(value))]
         loss, _ = trained(folder / name[:9], *options, *given, "--max_steps", str(steps), grows=False)
-        rows.append((name, loss, run_flops(folder / name[:9], data.block_size), steps))
+        rows.append((name, loss, run_flops(folder / name[:9], block_size), steps))
     return rows
 
 

@@ -19,7 +19,8 @@ from morphing_trainer.operations.base import Count, Factor, GrowthFactor, Nothin
 from morphing_trainer.operations.components import Components
 from morphing_trainer.operations.depth import LayerIndex
 from morphing_trainer.operations.lora import ComponentRank, Rank
-from morphing_trainer.triggers import COMPOSITE, VALUED, Plateau, Trigger
+from morphing_trainer.operations.measured import BatchTarget
+from morphing_trainer.triggers import COMPOSITE, VALUED, InStage, Plateau, RankUseAbove, Trigger
 
 PAGE = Path(__file__).with_name("operations.md")
 
@@ -32,6 +33,7 @@ WORDS: tuple[tuple[Any, str], ...] = (
     (LayerIndex, "layers"),
     (Rank, "whole number from 0"),
     (ComponentRank, "`[component, rank]`"),
+    (BatchTarget, "`null`, or `{target_vram_percent: 82, max_batch_size: 1024}`"),
     (Nothing, "`null`"),
     (type(None), "`null`"),
     (int, "whole number"),
@@ -49,6 +51,11 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "change_batch_size": {"value": 2, "when": {"at_tokens": 20000000}},
     "set_batch_size": {"value": 64, "max_wait_iters": 10000},
     "set_batch_size_relative": {"value": 0.5, "max_wait_iters": 0, "desc": "make room before growing"},
+    "adjust_batch_size": {
+        "value": {"target_vram_percent": 82, "max_batch_size": 256},
+        "keep_effective": True,
+        "max_wait_iters": 0,
+    },
     "change_grad_accum": {"value": 2, "when": {"plateau": {"window": 5, "slope": 0.05}}},
     "set_grad_accum": {"value": 8, "max_wait_iters": 10000},
     "change_eval_iters": {"value": 4, "trigger_loss": 3.0, "desc": "finer differences need more batches"},
@@ -66,6 +73,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "set_layer_lora_rank": {"value": ["attn.2", 16], "max_wait_iters": 2000},
     "merge_lora_weights": {"value": None, "restart": True, "max_wait_iters": 1000, "repeat": "end"},
     "change_lora_alpha": {"value": 2, "compensate": True, "max_wait_iters": 1000},
+    "advance_stage": {"value": "finetune", "when": {"plateau": {"window": 5, "slope": 0.01}}},
     "freeze_layer": {"value": ["wte", "wpe", "attn.0-3", "mlp.*"], "max_wait_iters": 0},
     "unfreeze_layer": {"value": "h.*", "when": {"plateau": {"window": 5, "slope": 0.01}}},
 }
@@ -277,6 +285,7 @@ def _triggers() -> str:
         (kind, _type(_hints(trigger)["value"]), trigger) for kind, trigger in VALUED.items()
     ]
     kinds.append((Plateau.kind, "`{window, slope}`", Plateau))
+    kinds.append((InStage.kind, "stage, or `{name, then}`", InStage))
     kinds += [(kind, "list of conditions", trigger) for kind, trigger in COMPOSITE.items()]
     rows = [f"| `{kind}` | {words} | {_lowered(_summary(trigger))} |" for kind, words, trigger in kinds]
     head = "## Triggers\n\n`when:` holds one condition.\n\n| condition | value | holds when |\n|---|---|---|\n"
@@ -285,7 +294,9 @@ def _triggers() -> str:
         default = "" if info.is_required() else f" `{_plain(info.default)}`"
         options.append(f"| `{field}` | {_type(_hints(Plateau)[field])} |{default} |")
     plateau = f"**plateau.** {_text(Plateau)}\n\n" + "\n".join(options)
-    return head + "\n".join(rows) + f"\n\n{plateau}\n\n{NESTED}"
+    stage = f"**stage.** {_text(InStage)}"
+    ranks = f"**rank_use_above.** {_text(RankUseAbove)}"
+    return head + "\n".join(rows) + f"\n\n{plateau}\n\n{stage}\n\n{ranks}\n\n{NESTED}"
 
 
 def _hints(kind: type[Any]) -> dict[str, Any]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import CallbackHandler
+from transformers.trainer_utils import IntervalStrategy
 
 from morphing_trainer.run.session import Session
 
@@ -25,17 +26,36 @@ class MorphCallback(TrainerCallback):
     def __init__(self, evaluated: Callable[[int, float], None] = lambda step, loss: None) -> None:
         self.session: Session | None = None
         self.loss_key = "eval_loss"
+        self.analyse: Callable[[int], float | None] = lambda step: None
+        """Called at every evaluation that counts: the share of their rank that adapters use, where that is measured."""
         self._evaluated = evaluated
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.session is None:
             return
         self.session.step_done(state.global_step)
-        state.epoch = self.session.state.cursor.fraction
+        run = self.session.state
+        state.epoch = run.epochs_before + run.cursor.fraction
+        state.max_steps = run.end
+        if run.stage_over and len(self.session.course.stages) > 1:
+            control.should_epoch_stop = True
+            control.should_evaluate = control.should_evaluate or args.eval_strategy != IntervalStrategy.NO
         if self.session.stopping:
             control.should_training_stop = control.should_save = True
         if self.session.due:
             control.should_epoch_stop = True
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """A line of the history also tells the stage, and tokens and seconds until then."""
+        if self.session is None:
+            return
+        run = self.session.state
+        place: dict[str, Any] = {
+            "tokens": run.tokens,
+            "seconds": round(self.session.seconds(), 3),
+            "stage": run.stage_name,
+        }
+        state.log_history[-1].update(place)
 
     def on_evaluate(
         self,
@@ -45,12 +65,22 @@ class MorphCallback(TrainerCallback):
         metrics: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        if self.session is None or metrics is None or self.loss_key not in metrics:
+        if self.session is None:
             return
-        self.session.evaluated(state.global_step, metrics[self.loss_key])
+        self.session.count_losses()
+        if metrics is None or self.loss_key not in metrics:
+            return
+        use = self.analyse(state.global_step) if self.session.listening else None
+        self.session.evaluated(state.global_step, metrics[self.loss_key], use)
         self._evaluated(state.global_step, metrics[self.loss_key])
         if self.session.due:
             control.should_epoch_stop = True
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.session is not None:
+            self.session.count_losses()
 
 
 class SegmentHandler(CallbackHandler):
@@ -68,10 +98,23 @@ class SegmentHandler(CallbackHandler):
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> Any:
         if self.session is not None:
             cut_short = self.session.stopping or (self.session.due and not control.should_training_stop)
-            if cut_short and not self.session.epoch_over:
+            over = self.session.epoch_over or self.session.state.stage_over
+            if cut_short and not over:
                 return control
-            self.session.state.epoch_closed = self.session.epoch_over
+            self.session.state.epoch_closed = over
         return super().on_epoch_end(args, state, control, **kwargs)
+
+    def on_evaluate(  # type: ignore[override]  # as in the class above
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any, **kwargs: Any
+    ) -> Any:
+        """As inherited; what only shows what an operation did is no evaluation to stop by."""
+        everyone = self.callbacks
+        if self.session is not None and not self.session.listening:
+            self.callbacks = [each for each in everyone if not isinstance(each, EarlyStoppingCallback)]
+        try:
+            return super().on_evaluate(args, state, control, metrics, **kwargs)
+        finally:
+            self.callbacks = everyone
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> Any:
         if self.session is not None and not self.session.saves:

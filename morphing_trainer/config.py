@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from transformers import TrainingArguments
 
 from morphing_trainer.errors import ConfigError
+from morphing_trainer.training_options import TrainingOptions
+from morphing_trainer.validation.names import metric_names
 
 
 @dataclass
-class MorphingConfig(TrainingArguments):
-    """Training arguments of a morphing run: those of `TrainingArguments`, and the fields below.
+class MorphingConfig(TrainingOptions, TrainingArguments):
+    """Training arguments of a morphing run: those of `TrainingArguments`, `TrainingOptions`, and the fields below.
 
     Some inherited defaults differ: `logging_nan_inf_filter` is off (it hides dead models and waits for the device at
     every step), progress is shown by this library's own display, evaluation and logging run by steps.
@@ -26,8 +28,45 @@ class MorphingConfig(TrainingArguments):
     eval_iters: int | None = field(
         default=None, metadata={"help": "Batches read by one evaluation. Default: the whole evaluation set."}
     )
+    eval_metrics: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "What an evaluation reports beside the loss: perplexity, token_accuracy, word_accuracy, or none. "
+            "Default: all three from the command line, none from Python."
+        },
+    )
+    eval_example: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Show at each evaluation how the model continues the first sample of the evaluation set. "
+            "Default: yes from the command line, no from Python."
+        },
+    )
+    eval_example_tokens: int = field(default=32, metadata={"help": "Tokens of that continuation, at most."})
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Delete the run that `output_dir` holds and start afresh."}
+    )
+    analysis_evals: int | None = field(
+        default=None,
+        metadata={
+            "help": "Every so many evaluations, log the effective ranks of weights and adapters, and how far weights "
+            "have turned. Takes a decomposition of every matrix, and 2 to 4 bytes of host memory each. Default: off."
+        },
+    )
+    log_memory: bool = field(
+        default=True,
+        metadata={"help": "Log with every training loss how much memory is in use, and how busy the processor is."},
+    )
+    memory_pressure_percent: float | None = field(
+        default=95.0,
+        metadata={
+            "help": "Save an emergency checkpoint when more of the machine's, container's or device's memory is used. "
+            "0 is never."
+        },
+    )
+    reset_history: bool = field(
+        default=False,
+        metadata={"help": "On a resume: forget the statistics and log lines so far. Nothing that is trained changes."},
     )
     save_merged: bool = field(
         default=True,
@@ -43,7 +82,9 @@ class MorphingConfig(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        self.resolve_before()
         super().__post_init__()
+        self.resolve_after()
         if self.logging_nan_inf_filter:
             raise ConfigError(
                 "logging_nan_inf_filter: must stay false. It replaces NaN losses by averages, so that a dead model "
@@ -56,6 +97,25 @@ class MorphingConfig(TrainingArguments):
             )
         if self.eval_iters is not None and self.eval_iters < 1:
             raise ConfigError(f"eval_iters: must be at least 1 batch, is {self.eval_iters}; leave it out to read all.")
+        self.eval_metrics = metric_names(self.eval_metrics)
+        if self.eval_example_tokens < 1:
+            raise ConfigError(
+                f"eval_example_tokens: must be at least 1, is {self.eval_example_tokens}; set eval_example to false "
+                "to show no example."
+            )
+        if self.analysis_evals is not None and self.analysis_evals < 1:
+            raise ConfigError(
+                f"analysis_evals: must be at least 1, is {self.analysis_evals}; 1 analyses at every evaluation, leave "
+                "it out for never."
+            )
+        if self.analysis_evals is not None and str(getattr(self.eval_strategy, "value", self.eval_strategy)) == "no":
+            raise ConfigError(
+                "analysis_evals: counts evaluations, and this run makes none; set eval_strategy: steps and eval_steps."
+            )
+        if self.memory_pressure_percent is not None and not 0 <= self.memory_pressure_percent <= 100:
+            raise ConfigError(
+                f"memory_pressure_percent: must be from 0 to 100, is {self.memory_pressure_percent}; 0 is never."
+            )
         if self.enable_jit_checkpoint:
             raise ConfigError(
                 "enable_jit_checkpoint: not supported, because it saves in the middle of a step, after dropout has "

@@ -27,6 +27,7 @@ from morphing_trainer.lineage import (
     transplant_weights,
 )
 from morphing_trainer.operations import ArchitectureOperation, Morph
+from morphing_trainer.optimizers import SKIP_MARK
 
 Groups = Mapping[str, int]
 """Parameter name -> index of its param group, frozen parameters included."""
@@ -78,6 +79,7 @@ def grow(
         morph = replace(morph, note=", ".join(part for part in (morph.note, share) if part))
     weights = transplant_weights(morph.lineage, old)
     new = dressed(morph.spec, weights, like=model)
+    hand_on_marks(morph.lineage, old, new)
     sizes = {name: parameter.numel() for name, parameter in new.named_parameters()}
     new_states, census = transplant_states(morph.lineage, states, sizes, morph.spec.untrained)
     return Grown(morph, new, _inherit_groups(morph.lineage, groups), new_states, census)
@@ -98,6 +100,13 @@ def dressed(
         new.loss_type = like.loss_type
         _copy_checkpointing(like, new)
     return new
+
+
+def hand_on_marks(lineage: Lineage, old: Mapping[str, nn.Parameter], new: nn.Module) -> None:
+    """Mark the parameters of `new` that must not decay as their kin among `old` are marked."""
+    for name, parameter in new.named_parameters():
+        if name in lineage.origins and getattr(old[lineage.kin(name)], SKIP_MARK, False):
+            setattr(parameter, SKIP_MARK, True)
 
 
 def _copy_checkpointing(like: PreTrainedModel, new: PreTrainedModel) -> None:
@@ -129,15 +138,20 @@ def install_states(model: nn.Module, optimizer: Optimizer, states: Mapping[str, 
         optimizer.state[parameters[name]] = state
 
 
-def groups_of(model: nn.Module, optimizer: Optimizer, spec: ModelSpec) -> dict[str, int]:
+def groups_of(model: nn.Module, optimizer: Optimizer, spec: ModelSpec, usual: Groups | None = None) -> dict[str, int]:
     """Param group of every parameter. One that is not in the optimizer (frozen) belongs where its like is.
 
-    Its like is, in this order: the adapter of the weight, the same parameter of another layer, a parameter with as many
-    dimensions, a group that is empty because all of its parameters are frozen (biases, in the usual division by weight
-    decay), group 0.
+    Args:
+        usual: the groups that a run's own optimizer has. If this one has them, they also say where the frozen belong.
+
+    Its like is otherwise, in this order: the adapter of the weight, the same parameter of another layer, a parameter
+    with as many dimensions, a group that is empty because all of its parameters are frozen (biases, in the usual
+    division by weight decay), group 0.
     """
     index = {id(p): number for number, group in enumerate(optimizer.param_groups) for p in group["params"]}
     known = {name: index[id(p)] for name, p in model.named_parameters() if id(p) in index}
+    if usual is not None and known.items() <= usual.items() and len(optimizer.param_groups) == 2:
+        return dict(usual)
     for module in spec.sites:
         adapter = spec.adapter_names(module)
         if adapter.a in known:

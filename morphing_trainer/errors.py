@@ -35,6 +35,10 @@ class CheckpointError(MorphError):
     """A checkpoint is missing, damaged, or belongs to another run."""
 
 
+class OutOfMemoryError(MorphError):
+    """Memory ran out, and nothing more could be done about it."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """One fault in a file: `where` (file, line, entry, field), `what` is wrong and what is expected."""

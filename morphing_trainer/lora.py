@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from morphing_trainer.checkpoint import adapters
-from morphing_trainer.engine import dressed
+from morphing_trainer.engine import dressed, hand_on_marks
 from morphing_trainer.errors import CheckpointError, ConfigError, MorphError
 from morphing_trainer.lineage import AdapterChange, ModelSpec, Site, readapt, transplant_weights
 from morphing_trainer.lineage.adapters import bare, canonical, resolved
@@ -56,7 +56,10 @@ def add_adapters(model: PreTrainedModel, arguments: LoraArguments, seed: int = 0
             "lora_freeze_base: nothing would be left to train, all of the base model is frozen and no adapter is asked "
             "for; give lora_r or a divisor"
         )
-    return dressed(new, transplant_weights(lineage, dict(model.named_parameters())), like=model)
+    old = dict(model.named_parameters())
+    adapted = dressed(new, transplant_weights(lineage, old), like=model)
+    hand_on_marks(lineage, old, adapted)
+    return adapted
 
 
 def load_adapters(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
@@ -67,15 +70,7 @@ def load_adapters(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
         CheckpointError, ModelError: if they cannot be read, are not plain LoRA, or do not fit the model.
     """
     spec = ModelSpec.of(model)
-    heads = {head: embedding for embedding, head in spec.tied_modules}
-    config = adapters.read_config(folder)
-    try:
-        config = resolved(config, ModelSpec(spec.config).build(), heads)
-    except MorphError:
-        raise
-    except Exception as error:  # PEFT's own, of any kind: no such module, one that it cannot adapt, no such rank
-        raise CheckpointError(f"{folder / adapters.CONFIG}: does not fit the model: {error}") from error
-    new = ModelSpec(spec.config, adapter=config)
+    new = ModelSpec(spec.config, adapter=saved_adapters(spec, folder))
     old = dict(model.named_parameters())
     saved = adapters.read_adapters(folder, new)
     weights: dict[str, Tensor] = {}
@@ -86,6 +81,22 @@ def load_adapters(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
         dtype = torch.promote_types(host.dtype, torch.float32)
         weights[name] = saved[name].to(device=host.device, dtype=dtype) if adapter else host
     return dressed(new, weights, like=model)
+
+
+def saved_adapters(spec: ModelSpec, folder: Path) -> LoraConfig:
+    """The description of the adapters that are saved in `folder`, for a model of description `spec`.
+
+    Raises:
+        CheckpointError, ModelError: as `load_adapters`.
+    """
+    heads = {head: embedding for embedding, head in spec.tied_modules}
+    config = adapters.read_config(folder)
+    try:
+        return resolved(config, ModelSpec(spec.config).build(), heads)
+    except MorphError:
+        raise
+    except Exception as error:  # PEFT's own, of any kind: no such module, one that it cannot adapt, no such rank
+        raise CheckpointError(f"{folder / adapters.CONFIG}: does not fit the model: {error}") from error
 
 
 def save_model(model: nn.Module, folder: str | os.PathLike[str], *, merge: bool = True) -> None:

@@ -28,7 +28,8 @@ from transformers.activations import ACT2FN
 
 from morphing_trainer.checkpoint import adapters
 from morphing_trainer.errors import ConfigError, ModelError, MorphError, suggest
-from morphing_trainer.lora import load_adapters
+from morphing_trainer.lineage import ModelSpec
+from morphing_trainer.lora import load_adapters, saved_adapters
 
 DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
 
@@ -117,6 +118,28 @@ def load_model(
         return model
     try:
         return _shifting(load_adapters(model, folder))
+    except MorphError as error:
+        raise ModelError(f"{where}: {error}") from error
+
+
+def describe_model(name_or_path: str, *, revision: str | None = None) -> ModelSpec:
+    """The description of a model in a local folder or on the Hub, with the adapters beside it. No weights are read.
+
+    Raises:
+        ModelError: there is no such model, it cannot be reached or read, or it is not a GPT-2.
+        ConfigError: `revision` has no meaning for a local folder.
+    """
+    where = f"model_name_or_path {name_or_path!r}"
+    folder = _local_folder(name_or_path, where)
+    if folder is None:
+        folder = _download(name_or_path, revision, [_CONFIG_FILE, adapters.CONFIG], where)
+    elif revision is not None:
+        raise ConfigError(f"revision: {revision!r} has no meaning for the local folder {name_or_path!r}; remove it")
+    spec = ModelSpec(_read_config(folder, where))
+    if not (folder / adapters.CONFIG).is_file():
+        return spec
+    try:
+        return ModelSpec(spec.config, adapter=saved_adapters(spec, folder))
     except MorphError as error:
         raise ModelError(f"{where}: {error}") from error
 

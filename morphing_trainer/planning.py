@@ -11,11 +11,23 @@ import torch
 
 from morphing_trainer.errors import OperationError, Problem, ScheduleError
 from morphing_trainer.lineage import ModelSpec
-from morphing_trainer.operations import ArchitectureOperation, HyperparameterOperation
+from morphing_trainer.operations import ArchitectureOperation, HyperparameterOperation, MeasuredOperation
 from morphing_trainer.reporting.records import Phase
 from morphing_trainer.schedule import Entry, Position, Schedule
 from morphing_trainer.settings import Settings
-from morphing_trainer.triggers import AllOf, AnyOf, AtStep, LossBelow, Plateau, Trigger, Waited
+from morphing_trainer.triggers import (
+    AllOf,
+    AnyOf,
+    AtStep,
+    InStage,
+    LossBelow,
+    Plateau,
+    RankUseAbove,
+    Trigger,
+    Waited,
+    needs_adapters,
+    needs_analysis,
+)
 
 MOST_EFFORT = 4_000
 """How long the endless part of a schedule is played: an operation counts 1, a morph the model's number of parameter
@@ -38,7 +50,9 @@ def play(
     steps: int | None = None,
     evaluates: bool = True,
     can_evaluate: bool = True,
+    analyses: bool = True,
     check: Callable[[Phase], None] | None = None,
+    settle: Callable[[Settings], Settings] = lambda settings: settings,
 ) -> list[Phase]:
     """The phases of a run from `position` (default: the start) to the end of its schedule.
 
@@ -50,14 +64,16 @@ def play(
         steps: the optimizer step at which the run ends, if that is known.
         evaluates: whether the run evaluates by itself; without, a trigger on the loss never fires.
         can_evaluate: whether it has data to evaluate on; without, nothing can be evaluated again.
+        analyses: whether it looks at the ranks that adapters use; without, a trigger on them is refused.
         check: raises ScheduleError for a phase that this run cannot carry out. It sees every phase behind an operation.
+        settle: what the number of processes makes of settings.
 
     Raises:
         ScheduleError: with every operation that does not fit, each judged on the model the ones before it leave. One
             that repeats is named once, in the first round in which it does not fit.
     """
     position = (position or Position()).settle(schedule)
-    run = _DryRun(schedule, spec, settings, seed, position.since, evaluates, can_evaluate, check)
+    run = _DryRun(schedule, spec, settings, seed, position.since, evaluates, can_evaluate, analyses, check, settle)
     phases = [_phase(position.done, None, None, "", spec, settings)]
     finite = range(position.done, len(schedule.entries))
     phases += [run.apply(index) for index in finite if not schedule.entries[index].completed]
@@ -80,10 +96,13 @@ class _DryRun:
         since: int,
         evaluates: bool,
         can_evaluate: bool,
+        analyses: bool,
         check: Callable[[Phase], None] | None,
+        settle: Callable[[Settings], Settings],
     ) -> None:
         self.schedule, self.spec, self.settings, self.seed = schedule, spec, settings, seed
-        self.evaluates, self.can_evaluate, self.check = evaluates, can_evaluate, check
+        self.evaluates, self.can_evaluate, self.analyses, self.check = evaluates, can_evaluate, analyses, check
+        self.settle = settle
         self.since = self.soonest = since
         """Steps of the last operation, and from which on there can be another, at the earliest."""
         self.effort = 0
@@ -97,9 +116,11 @@ class _DryRun:
         self.since = self._earliest(entry)
         self.soonest = self.since + 1
         operation, resizes = entry.operation, False
+        self._check_adapters(index, entry)
         try:
             if isinstance(operation, HyperparameterOperation):
-                self.settings = _usable(operation.update(self.settings, step=self.settings.lr_anchor))
+                new = operation.update(self.settings, step=self.settings.lr_anchor)
+                self.settings = _usable(self.settle(new))
                 self.effort += 1
             else:
                 assert isinstance(operation, ArchitectureOperation)
@@ -121,7 +142,7 @@ class _DryRun:
             self._note(index, "there is no evaluation data; give eval_dataset, or leave it out", "reevaluate")
         described = entry.trigger.describe()
         phase = _phase(index + 1, operation.name, operation.value, described, self.spec, self.settings)
-        phase = replace(phase, resizes=resizes)
+        phase = replace(phase, resizes=resizes, measures=isinstance(operation, MeasuredOperation))
         try:
             if self.check is not None:
                 self.check(phase)
@@ -150,6 +171,15 @@ class _DryRun:
         """The first step at which the next operation can be applied."""
         return max(self.soonest, _fires_from(entry.trigger, self.since, self.settings.eval_interval, self.evaluates))
 
+    def _check_adapters(self, index: int, entry: Entry) -> None:
+        """Before the operation: a trigger on the ranks of adapters needs the analysis, and adapters."""
+        if needs_analysis(entry.trigger) and not self.analyses:
+            what = "rank_use_above needs the analysis, which this run does not make; set analysis_evals: 1"
+            self._note(index, f"{what} (every evaluation; 2 is every second one), or use another condition", "when")
+        elif needs_adapters(entry.trigger) and not self.spec.sites:
+            what = f"can never fire ({entry.trigger.describe()}): the model has no adapters here"
+            self._note(index, f"{what}; start with some (lora_r), or let set_attn_lora_rank come before", "when")
+
     def _note(self, index: int, what: str, *fields: str) -> None:
         entry = self.schedule.at(index)
         assert entry is not None
@@ -171,8 +201,10 @@ def _fires_from(trigger: Trigger, since: int, interval: int | None, evaluates: b
             return since + steps
         case AtStep(value=step):
             return max(since, step)
-        case LossBelow() | Plateau():
+        case LossBelow() | Plateau() | RankUseAbove():
             return (since // interval + 1) * interval if interval else since + 1
+        case InStage(then=then):
+            return _fires_from(then, since, interval, evaluates) if then else since
         case AllOf(parts=parts):
             return max(_fires_from(part, since, interval, evaluates) for part in parts)
         case AnyOf(parts=parts):

@@ -41,7 +41,7 @@ class Schedule:
             DocumentError: if the file cannot be read at all.
         """
         document = load_document(path)
-        return cls._read(document.data, Source(str(path), document.lines), document.problems)
+        return cls.read(document.data, Source(str(path), document.lines), document.problems)
 
     @classmethod
     def of(cls, value: Schedule | str | os.PathLike[str] | Sequence[Any] | Mapping[str, Any] | None) -> Schedule:
@@ -56,10 +56,15 @@ class Schedule:
             return value
         if isinstance(value, str | os.PathLike):
             return cls.load(value)
-        return cls._read(value, Source("schedule"))
+        return cls.read(value, Source("schedule"))
 
     @classmethod
-    def _read(cls, data: Any, source: Source, faults: Sequence[Problem] = ()) -> Schedule:
+    def read(cls, data: Any, source: Source, faults: Sequence[Problem] = ()) -> Schedule:
+        """A schedule from plain data that was read from `source`.
+
+        Raises:
+            ScheduleError: listing every problem, and `faults`.
+        """
         reading = read_schedule(data, source)
         if problems := [*faults, *reading.problems]:
             raise ScheduleError(problems)
@@ -83,7 +88,7 @@ class Schedule:
         """Where field `fields` of operation `index` stands, in words."""
         entry = self.at(index)
         assert entry is not None
-        return self.source.entry(entry.place, entry.operation.name, *fields)
+        return (entry.source or self.source).entry(entry.place, entry.operation.name, *fields)
 
     def written(self) -> Iterator[tuple[int, Entry]]:
         """Every operation as it was written, with its index; of what repeats, the first round."""

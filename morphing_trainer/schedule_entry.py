@@ -81,6 +81,7 @@ class Entry:
         terms: the entry's other fields as they were written.
         when: whether the trigger was written as a `when:` (else as `trigger_loss` and `max_wait_iters`).
         place: where it was written; says nothing of what it does, so entries are equal without it.
+        source: the file, where it is not the one of the whole schedule.
     """
 
     operation: Operation
@@ -88,6 +89,7 @@ class Entry:
     terms: Terms
     when: bool = False
     place: Place = field(default=Place(0), compare=False)
+    source: Source | None = field(default=None, compare=False)
 
     @property
     def reevaluate(self) -> bool:

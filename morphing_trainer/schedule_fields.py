@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from morphing_trainer.errors import suggest
 from morphing_trainer.schedule_entry import Path, Terms
-from morphing_trainer.triggers import COMPOSITE, KINDS, VALUED, AnyOf, LossBelow, Plateau, Trigger, Waited
+from morphing_trainer.triggers import COMPOSITE, KINDS, VALUED, AnyOf, InStage, LossBelow, Plateau, Trigger, Waited
 
 Model = TypeVar("Model", bound=BaseModel)
 Fault = tuple[Path, str]
@@ -52,6 +52,8 @@ def _read_when(data: Any, path: Path) -> tuple[Trigger | None, list[Fault]]:
         triggers = tuple(trigger for trigger, _ in parts if trigger)
         return (None, problems) if problems else (COMPOSITE[kind](parts=triggers), [])
     trigger: Trigger | None
+    if kind == InStage.kind:
+        return _read_stage(value, path)
     if kind == Plateau.kind:
         if not isinstance(value, Mapping):
             return None, [(path, f"must be a mapping such as {{window: 5, slope: 0.05}}, is {described(value)}")]
@@ -62,6 +64,25 @@ def _read_when(data: Any, path: Path) -> tuple[Trigger | None, list[Fault]]:
     else:
         return None, [(path, f"unknown condition {kind!r}{suggest(str(kind), KINDS)}")]
     return trigger, [((*path, *inner), what) for inner, what in problems]
+
+
+def _read_stage(value: Any, path: Path) -> tuple[Trigger | None, list[Fault]]:
+    """A stage's name, or `{name: ..., then: {condition}}`."""
+    if isinstance(value, str) and value:
+        return InStage(name=value), []
+    if not isinstance(value, Mapping):
+        return None, [(path, f"must be the name of a stage, or {{name: ..., then: {{...}}}}, is {described(value)}")]
+    faults: list[Fault] = [
+        ((*path, str(key)), f"unknown key {key!r}{suggest(str(key), ('name', 'then'))}")
+        for key in value
+        if key not in ("name", "then")
+    ]
+    name = value.get("name")
+    if not isinstance(name, str) or not name:
+        faults.append(((*path, "name"), f"must be the name of a stage, is {described(name)}"))
+    then, found = _read_when(value["then"], (*path, "then")) if "then" in value else (None, [])
+    faults += found
+    return (None, faults) if faults else (InStage(name=str(name), then=then), [])
 
 
 def validated(kind: type[Model], fields: Mapping[str, Any]) -> tuple[Model | None, list[Fault]]:
@@ -79,7 +100,7 @@ def _explained(error: ValidationError, kind: type[BaseModel]) -> Iterator[Fault]
     for detail in error.errors():
         loc = detail["loc"]
         # Behind the field, pydantic names alternatives of a union; only list indices are part of the path.
-        path = (loc[0], *(part for part in loc[1:] if isinstance(part, int)))
+        path = (*loc[:1], *(part for part in loc[1:] if isinstance(part, int)))
         match detail["type"]:
             case "missing":
                 what = "is missing"

@@ -18,6 +18,8 @@ class Settings:
         eval_iters: batches read by one evaluation; `None` reads the whole evaluation set.
         eval_interval: optimizer steps between evaluations; `None` when evaluation does not run by steps.
         lr_anchor: optimizer step at which the learning-rate schedule (last) began.
+        step_samples: samples per optimizer step over all processes, where a step's last micro-batch is a smaller one
+            (`batches.settled` keeps `grad_accum` fitting); None where all are alike.
     """
 
     learning_rate: float
@@ -27,6 +29,7 @@ class Settings:
     eval_iters: int | None
     eval_interval: int | None
     lr_anchor: int = 0
+    step_samples: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

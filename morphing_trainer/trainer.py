@@ -1,28 +1,33 @@
 """`MorphingTrainer`: the Hugging Face Trainer that runs in segments, and lets the engine work between them.
 
-Private methods of `Trainer` that are overridden, and why (tests/test_upstream.py watches their signatures):
+Private methods of `Trainer` that are overridden in the layers below, and why (tests/test_upstream.py watches their
+signatures):
 
     in `segments`, because batches and models change on the way:
     _init_training_state          where a run stands is counted by samples, from its cursor
     _prepare_for_training         hands the loop the model of the moment, not the first one
     _run_epoch                    an epoch in segments
 
+    in `recovering` and `guarding`, for want of memory:
+    _run_epoch                    a step that runs out of it is undone
+    _maybe_log_save_evaluate      an emergency checkpoint where it is short
+
     in `checkpointing`, for saving that is atomic and loading that is strict:
-    _load_from_checkpoint, _load_optimizer_and_scheduler, _load_best_model, _get_output_dir, _save_checkpoint,
-    _push_from_checkpoint, _save
+    _load_from_checkpoint, _load_rng_state, _load_optimizer_and_scheduler, _load_best_model, _get_output_dir,
+    _save_checkpoint, _push_from_checkpoint, _save
 """
 
 from __future__ import annotations
 
+import logging
 import signal
-import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
+from transformers import PreTrainedModel
 from transformers.trainer_utils import TrainOutput, has_length
 
 from morphing_trainer.callback import MorphCallback, SegmentHandler
@@ -30,45 +35,50 @@ from morphing_trainer.checkpoint import sweep
 from morphing_trainer.config import MorphingConfig
 from morphing_trainer.engine import options_of, rebuild_optimizer, states_without_rule
 from morphing_trainer.errors import CheckpointError
-from morphing_trainer.lineage import Census, ModelSpec
+from morphing_trainer.layers.operating import OperatingTrainer
+from morphing_trainer.lineage import ModelSpec
 from morphing_trainer.lineage.adapters import bare
-from morphing_trainer.operations import ArchitectureOperation, HyperparameterOperation
 from morphing_trainer.planning import play
 from morphing_trainer.reporting.display import RunDisplay
-from morphing_trainer.reporting.records import Phase, Record
-from morphing_trainer.run.applying import MUTABLE, bare_optimizer, enforce, transplant
+from morphing_trainer.reporting.records import Phase
+from morphing_trainer.run.applying import MUTABLE, bare_optimizer, enforce
 from morphing_trainer.run.beginning import (
     check_arguments,
     check_batch,
     check_devices,
     check_memory,
+    check_planned,
     check_schedule,
+    check_stages,
     first_settings,
-    last_step,
-    new_cursor,
+    stages_of,
 )
 from morphing_trainer.run.bundle import Bundle, load_model
-from morphing_trainer.run.folder import check_output_dir, clear
-from morphing_trainer.run.learning_rate import scale_peaks
+from morphing_trainer.run.course import Course, TrainingStage, with_rate
+from morphing_trainer.run.folder import check_start, clear
+from morphing_trainer.run.freezing import freeze_by_default
 from morphing_trainer.run.reports import RunReports
 from morphing_trainer.run.resume import LENGTH, Override, check_model, compare, position_under, replayed, snapshot
 from morphing_trainer.run.session import Session
 from morphing_trainer.run.signals import RunInterrupted
 from morphing_trainer.run.state import RunState
+from morphing_trainer.run.watching import watchers
 from morphing_trainer.schedule import Position, Schedule
-from morphing_trainer.segments import SegmentedTrainer
-from morphing_trainer.settings import Settings
+
+_log = logging.getLogger("morphing_trainer")
 
 
-class MorphingTrainer(SegmentedTrainer):
+class MorphingTrainer(OperatingTrainer):
     """A `transformers.Trainer` whose model and hyper-parameters change while it trains, driven by a schedule.
 
     Takes what `Trainer` takes, with a `MorphingConfig` for `args`, and `schedule`. With an empty schedule it trains
-    exactly as `Trainer` does.
+    exactly as `Trainer` does, but that embeddings do not decay and weight decay has the optimizer's own default.
 
     Args:
         schedule: path of a YAML or JSON file, a list of entries, or a `Schedule`. Default: the file that
             `args.scaling_schedule_file` names, or none.
+        stages: of a training plan, each with its own data and length, in place of `train_dataset`, `eval_dataset` and
+            the lengths in `args`.
 
     Raises:
         ScheduleError: with every problem of the schedule, judged against this model, before anything is trained.
@@ -82,13 +92,20 @@ class MorphingTrainer(SegmentedTrainer):
         args: MorphingConfig | None = None,
         *positional: Any,
         schedule: Any = None,
+        stages: Sequence[TrainingStage] = (),
         **options: Any,
     ) -> None:
         args = check_arguments(model, args)
         assert model is not None
         model = bare(model)  # PEFT's wrapper would be lost at the first operation; its adapters are in the model
+        assert isinstance(model, PreTrainedModel), "check_arguments has seen to that"
+        freeze_by_default(model, args)
         self.schedule = Schedule.of(args.scaling_schedule_file if schedule is None else schedule)
+        if stages:
+            check_planned(args, stages, positional, options)
+            options |= {"train_dataset": stages[0].train_dataset, "eval_dataset": stages[0].eval_dataset}
         super().__init__(model, args, *positional, **options)
+        self._stages = tuple(stages)
         check_devices(self)
         check_schedule(self.schedule, args, has_scheduler=self.lr_scheduler is not None)
         self._arguments = snapshot(args)
@@ -108,11 +125,15 @@ class MorphingTrainer(SegmentedTrainer):
             seconds=lambda: self.session.seconds() if self.session else 0.0,
             facts=lambda: self.session.state.spec.facts() if self.session else {},
             records=lambda: self._reports.records,
+            timing=lambda: self.session.stopwatch.profile() if self.session else {},
+            memory=self.memory_shown,
         )
         self.display.install(self)
         self.callback_handler = SegmentHandler(self.callback_handler)
         # Ahead of all others, which then see the state as it is after the step.
         self.callback_handler.callbacks.insert(0, self._morphing)
+        self._observe(self._morphing)
+        self.callback_handler.callbacks += watchers(self)
         self.plan: list[Phase] = []
         if self.train_dataset is not None and has_length(self.train_dataset):
             self.plan = self._planned(self._fresh_state())
@@ -128,7 +149,8 @@ class MorphingTrainer(SegmentedTrainer):
         """Train, or go on with a run.
 
         Args:
-            resume_from_checkpoint: a checkpoint's folder, or True for the latest valid one in `args.output_dir`.
+            resume_from_checkpoint: a checkpoint's folder, or True for the latest valid one in `args.output_dir`;
+                "auto" for that if there is one, and a fresh start if there is none.
 
         Raises:
             CheckpointError: if there is nothing to resume, or the checkpoint does not fit this run.
@@ -136,7 +158,7 @@ class MorphingTrainer(SegmentedTrainer):
             RunInterrupted: after Ctrl+C or SIGTERM, when the run has been saved; its exit code is the conventional one.
         """
         bundle = self.find_bundle(resume_from_checkpoint)
-        session = self._open(bundle)
+        session = self._open(bundle, resume_from_checkpoint)
         try:
             with session.stop.listening():
                 output = super().train(str(bundle.path) if bundle else None, trial, ignore_keys_for_eval)
@@ -163,32 +185,52 @@ class MorphingTrainer(SegmentedTrainer):
             groups = self.optimizer.param_groups
             for group, rate in zip(groups, self._given_rates or [self.args.learning_rate] * len(groups), strict=True):
                 group |= {key: rate for key in ("lr", "initial_lr") if key in group}
-        cursor = new_cursor(self.train_dataset, self.args)
+        course = self.course = self._course()
         rate = self._given_rates[0] if self._given_rates else self.args.learning_rate
-        settings = first_settings(self.args, cursor, rate)
+        settings = with_rate(first_settings(self.args, course, rate), course.stages[0])
         spec = ModelSpec.of(self.accelerator.unwrap_model(self.model, keep_torch_compile=False))
-        end = last_step(self.args, cursor, 0, settings)
         position = Position().settle(self.schedule)
-        return RunState(spec, {}, settings, settings, spec, cursor, position, end=end)
+        names = {course.names[0]: 0}
+        state = RunState(spec, {}, settings, settings, spec, course.cursor(0), position, stages=names)
+        course.measure(state)
+        state.ramp = (0, self.args.warmup_after_load(state.end))
+        return state
+
+    def _course(self) -> Course:
+        """The stages of this run, and their data in its place."""
+        stages = self._stages or stages_of(self.args, self.train_dataset, self.eval_dataset)
+        course = Course(stages, self.args)
+        check_stages(self.schedule, course)
+        return course
 
     def _resumed_state(self, bundle: Bundle) -> tuple[RunState, list[Override]]:
         """The state that a checkpoint holds, under this run's arguments and schedule, and what those change."""
         fresh = self._fresh_state()
-        overrides = compare(bundle, self._arguments, self.schedule)
-        state = RunState.from_dict(bundle.state, fresh.cursor.length)
+        afresh = self.args.ignore_optimizer
+        overrides = compare(bundle, self._arguments, self.schedule, self.course, new_optimizer=afresh)
+        state = RunState.from_dict(bundle.state, self.course.cursor(len(bundle.state["stages"]) - 1))
         check_model(bundle, fresh, state)
+        if self.args.reset_history:
+            state.totals = {}
+            overrides.append(Override("reset_history", False, True))
         self._saved_rate = state.settings.learning_rate
-        state.initial, state.settings = fresh.settings, replayed(state, fresh.settings, self.schedule)
+        state.initial = fresh.settings
         changed = {override.name for override in overrides}
+        if "per_device_train_batch_size" in changed:
+            state.halvings = []  # who gives another batch knows what fits
+        state.settings = replayed(state, fresh.settings, self.schedule, self.course)
         if "schedule" in changed:
             state.position = position_under(self.schedule, state.position, bundle.schedule)
         if changed & LENGTH:
-            state.end = last_step(self.args, state.cursor, state.step, state.settings)
+            self.course.measure(state)
         if state.end < state.step:
             raise CheckpointError(
                 f"resume from {bundle.path}: stands at step {state.step}, but this run would end at step {state.end}; "
                 "raise max_steps or num_train_epochs, or resume from an earlier checkpoint."
             )
+        if afresh:
+            state.ramp = (state.step, self.args.warmup_after_load(state.end))
+            overrides.append(Override("ignore_optimizer", False, True))
         return state, overrides
 
     def _planned(self, state: RunState) -> list[Phase]:
@@ -197,7 +239,7 @@ class MorphingTrainer(SegmentedTrainer):
         unruled = states_without_rule(kind, options, self.args.device) if len(self.schedule) else []
 
         def check(phase: Phase) -> None:
-            check_batch(self.schedule, phase, state.cursor.length, self.args)
+            check_batch(self.schedule, phase, self.course)
             check_memory(self.schedule, phase, kind.__name__, unruled)
 
         return play(
@@ -209,7 +251,9 @@ class MorphingTrainer(SegmentedTrainer):
             steps=state.end,
             evaluates=evaluates and self.eval_dataset is not None,
             can_evaluate=self.eval_dataset is not None,
+            analyses=self.args.analysis_evals is not None,
             check=check,
+            settle=self.course.settled,
         )
 
     def _optimizer_class(self) -> tuple[type[Optimizer], dict[str, Any]]:
@@ -222,9 +266,9 @@ class MorphingTrainer(SegmentedTrainer):
         )
         return made
 
-    def _open(self, bundle: Bundle | None) -> Session:
+    def _open(self, bundle: Bundle | None, resume: str | bool | None) -> Session:
         """Set everything up for a run, fresh or resumed. Nothing is deleted before all of it has been checked."""
-        check_output_dir(self.run_folder, resume=bundle is not None, overwrite=self.args.overwrite_output_dir)
+        check_start(self.run_folder, resume if bundle is None else True, overwrite=self.args.overwrite_output_dir)
         state, overrides = (self._fresh_state(), []) if bundle is None else self._resumed_state(bundle)
         self.plan = self._planned(state)
         self._bundle = bundle
@@ -236,7 +280,9 @@ class MorphingTrainer(SegmentedTrainer):
                 self.lr_scheduler.optimizer = self.optimizer
         enforce(state.settings, self.args)
         self._train_batch_size = self.args.train_batch_size
-        self.session = self._morphing.session = self.callback_handler.session = Session(self.schedule, state)
+        self._use_data(state)
+        session = Session(self.schedule, state, self.course)
+        self.session = self._morphing.session = self.callback_handler.session = session
         self.session.consensus.barrier()
         if self.is_world_process_zero():
             if bundle is None:
@@ -249,6 +295,8 @@ class MorphingTrainer(SegmentedTrainer):
             self._reports.started(state, self.schedule, self.args.seed)
         else:
             self._reports.resumed(state, bundle, overrides)
+        self._begin_analysis(bundle)
+        self._watch_memory()
         self.callback_handler.announce("on_plan", self.args, self.state, self.control, phases=self.plan)
         return self.session
 
@@ -256,74 +304,3 @@ class MorphingTrainer(SegmentedTrainer):
         self._morphing.session = self.callback_handler.session = None
         self.display.close()
         self._reports.close(self.state.log_history)
-
-    # ---- Operations ------------------------------------------------------------------------------------------------
-
-    def _apply_due(self, trial: Any, ignore_keys_for_eval: list[str] | None) -> None:
-        """Apply the operation that is due, tell everybody, and evaluate again if it asks for that."""
-        assert self.session is not None
-        session, state = self.session, self.session.state
-        entry, index = state.position.upcoming(self.schedule), state.position.done
-        assert entry is not None
-        assert state.position.pending is not None
-        if entry.reevaluate and state.evaluated_at != state.step:
-            self._loss_again(trial, ignore_keys_for_eval)  # an older loss would tell of the steps since, too
-        start, before, trigger = time.perf_counter(), state.facts(), state.position.pending
-        morph, census = None, Census()
-        if isinstance(entry.operation, HyperparameterOperation):
-            self._adopt(entry.operation.update(state.settings, state.step))
-        else:
-            assert isinstance(entry.operation, ArchitectureOperation)
-            morph, census = transplant(self, state, entry.operation, index)
-        session.applied()
-        seconds = time.perf_counter() - start
-        record = Record(
-            index=index,
-            operation=entry.operation.name,
-            value=entry.operation.value,
-            desc=entry.desc,
-            trigger=trigger,
-            step=state.step,
-            tokens=state.tokens,
-            before=before,
-            after={
-                **state.facts(),
-                "loss": self._loss_again(trial, ignore_keys_for_eval) if entry.reevaluate else None,
-            },
-            moments=asdict(census),
-            seconds=seconds,
-            preserving=morph.preserving if morph else None,
-            multipliers=state.multipliers,
-            note=morph.note if morph else "",
-            warning=morph.warning if morph else "",
-        )
-        self._reports.operation(record, entry, state.spec)
-        self.callback_handler.announce("on_operation", self.args, self.state, self.control, record=record)
-        facts = {"operations": index + 1, **state.spec.facts()}
-        self.log({f"morph/{name}": float(value) for name, value in facts.items()})  # a marker for whoever reports
-
-    def _loss_again(self, trial: Any, ignore_keys_for_eval: list[str] | None) -> float | None:
-        """Evaluate to show what an operation did. That is no progress, so it fires no trigger."""
-        assert self.session is not None
-        self.session.listening = False
-        try:
-            self._evaluate(trial, ignore_keys_for_eval, skip_scheduler=True)
-        finally:
-            self.session.listening = True
-        return self.session.state.loss
-
-    def _adopt(self, new: Settings) -> None:
-        """Put other settings into force, and everything that follows from them."""
-        assert self.session is not None
-        state, old = self.session.state, self.session.state.settings
-        state.settings = new
-        enforce(new, self.args)
-        if (new.batch_size, new.grad_accum) != (old.batch_size, old.grad_accum):
-            self._train_batch_size = self.args.train_batch_size
-            state.end = last_step(self.args, state.cursor, state.step, new)
-        self._show_settings()
-        scale_peaks(self.optimizer, old.learning_rate, new.learning_rate)
-        restarted = new.lr_anchor != old.lr_anchor
-        if restarted or not self._is_stateful:
-            self.lr_scheduler = self._scheduler_at(0 if restarted else self.lr_scheduler.last_epoch)
-            self.callback_handler.lr_scheduler = self.lr_scheduler

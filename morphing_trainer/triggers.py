@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -26,6 +26,10 @@ class Clock:
         evaluations: (step, raw loss) of the evaluations since the previous operation, newest last. A raw loss is what
             the model gave, NaN included; no average, no filter.
         evaluating: this tick is an evaluation, its loss the last of `evaluations`.
+        rank_use: share of the rank that adapters use (`analysis.rank_use`), as last measured since the previous
+            operation; None if it was not, or there are no adapters.
+        analysing: `rank_use` was measured at this tick.
+        stages: the stages of the training plan that have been reached, and the optimizer step at which each began.
     """
 
     step: int
@@ -35,6 +39,9 @@ class Clock:
     waited: int
     evaluations: tuple[tuple[int, float], ...] = ()
     evaluating: bool = False
+    rank_use: float | None = None
+    analysing: bool = False
+    stages: Mapping[str, int] = field(default_factory=dict)
 
 
 class Trigger(BaseModel):
@@ -196,6 +203,75 @@ class Plateau(Trigger):
         return {self.kind: {"window": self.window, "slope": self.slope}}
 
 
+class InStage(Trigger):
+    """The run has reached a stage of its training plan.
+
+    `{stage: name}` fires there, or in a later stage if the operations before it took so long. With
+    `{stage: {name: ..., then: {...}}}` another condition must hold too, whose waits count from the beginning of the
+    stage, or from the previous operation if that was later.
+    """
+
+    kind: ClassVar[str] = "stage"
+    name: str
+    then: Trigger | None = None
+
+    def _inside(self, clock: Clock) -> Clock | None:
+        """The clock as it runs in the stage, None before."""
+        if self.name not in clock.stages:
+            return None
+        return replace(clock, waited=min(clock.waited, clock.step - clock.stages[self.name]))
+
+    def due(self, clock: Clock) -> str | None:
+        inside = self._inside(clock)
+        if inside is None:
+            return None
+        if self.then is None:
+            return f"stage {self.name}"
+        reason = self.then.due(inside)
+        return None if reason is None else f"stage {self.name}: {reason}"
+
+    def describe(self) -> str:
+        return f"in stage {self.name}" + (f": {self.then.describe()}" if self.then else "")
+
+    def progress(self, clock: Clock) -> str:
+        inside = self._inside(clock)
+        if inside is None or self.then is None:
+            return self.describe()
+        return f"stage {self.name}: {self.then.progress(inside)}"
+
+    def to_data(self) -> dict[str, Any]:
+        return {self.kind: {"name": self.name, "then": self.then.to_data()} if self.then else self.name}
+
+    def can_fire(self, evaluates: bool) -> bool:
+        return self.then is None or self.then.can_fire(evaluates)
+
+
+class RankUseAbove(_Valued):
+    """The adapters use more than this share of their rank, which says that a larger rank may help.
+
+    The share is the effective rank of each adapter's product B A (Roy and Vetterli 2007) over the adapter's rank, the
+    mean over all adapters. It is measured every `analysis_evals` evaluations, and the condition holds at those only. An
+    adapter that has not moved yet uses nothing; without adapters, or with one that is not finite, it does not fire.
+    """
+
+    kind: ClassVar[str] = "rank_use_above"
+    needs_evaluation: ClassVar[bool] = True
+    value: Annotated[float, Field(ge=0, lt=1)]
+
+    def due(self, clock: Clock) -> str | None:
+        if not clock.analysing or clock.rank_use is None or not clock.rank_use > self.value:
+            return None
+        return f"adapters use {clock.rank_use:.4f} > {self.value:g} of their rank"
+
+    def describe(self) -> str:
+        return f"adapters use more than {self.value:g} of their rank"
+
+    def progress(self, clock: Clock) -> str:
+        if clock.rank_use is None:
+            return self.describe()
+        return f"adapters use {clock.rank_use:.4f} of their rank, fires above {self.value:g}"
+
+
 class _Composite(Trigger):
     kind: ClassVar[str]
     joint: ClassVar[str]
@@ -248,7 +324,45 @@ class AnyOf(_Composite):
         return any(part.can_fire(evaluates) for part in self.parts)
 
 
-VALUED: Mapping[str, type[_Valued]] = {entry.kind: entry for entry in (LossBelow, Waited, AtStep, AtTokens)}
+def needs_adapters(trigger: Trigger) -> bool:
+    """Whether a trigger can only fire where there are adapters."""
+    match trigger:
+        case RankUseAbove():
+            return True
+        case InStage(then=then):
+            return then is not None and needs_adapters(then)
+        case AllOf(parts=parts):
+            return any(needs_adapters(part) for part in parts)
+        case AnyOf(parts=parts):
+            return all(needs_adapters(part) for part in parts)
+    return False
+
+
+def needs_analysis(trigger: Trigger) -> bool:
+    """Whether a trigger, or a part of it, asks what an analysis finds."""
+    match trigger:
+        case RankUseAbove():
+            return True
+        case InStage(then=then):
+            return then is not None and needs_analysis(then)
+        case _Composite(parts=parts):
+            return any(needs_analysis(part) for part in parts)
+    return False
+
+
+def stages_named(trigger: Trigger) -> list[str]:
+    """The stages that a trigger speaks of."""
+    match trigger:
+        case InStage(name=name, then=then):
+            return [name, *(stages_named(then) if then else [])]
+        case _Composite(parts=parts):
+            return [name for part in parts for name in stages_named(part)]
+    return []
+
+
+VALUED: Mapping[str, type[_Valued]] = {
+    entry.kind: entry for entry in (LossBelow, Waited, AtStep, AtTokens, RankUseAbove)
+}
 COMPOSITE: Mapping[str, type[_Composite]] = {entry.kind: entry for entry in (AllOf, AnyOf)}
-KINDS: tuple[str, ...] = (*VALUED, Plateau.kind, *COMPOSITE)
+KINDS: tuple[str, ...] = (*VALUED, Plateau.kind, InStage.kind, *COMPOSITE)
 """What may stand under `when:`."""

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from morphing_trainer import MorphingConfig, MorphingTrainer
+from morphing_trainer.data.mixture import Mixture
+from morphing_trainer.data.samples import Blocks, Continuations, collate
 from morphing_trainer.models import new_model
+from morphing_trainer.run.course import Length, TrainingStage
 
 VOCAB, LENGTH = 32, 16
 
@@ -63,6 +68,28 @@ class Tokens(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         return {"input_ids": self.tokens[index], "labels": self.tokens[index]}
 
 
+def pieces(sizes: Sequence[int], seed: int = 3) -> Continuations:
+    """Texts of so many samples each, which go on from sample to sample; lengths and prompts differ."""
+    rng = np.random.default_rng(seed)
+    count = sum(sizes)
+    offsets = np.concatenate([[0], np.cumsum(rng.integers(4, LENGTH + 1, count))])
+    prompts = rng.integers(0, 3, count).astype(np.int32)
+    tokens = rng.integers(0, VOCAB, int(offsets[-1])).astype(np.uint16)
+    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    return Continuations(tokens, offsets, prompts, starts, LENGTH, fingerprint=f"pieces {seed}")
+
+
+def staged_data() -> list[TrainingStage]:
+    """Three stages: so many epochs, steps and tokens; samples, texts, and a mixture of both."""
+    texts = pieces([3, 1, 4, 2, 6, 1, 5, 3, 2, 4])
+    mixture = Mixture([Blocks(Tokens(40, seed=4).tokens.numpy().astype(np.int32)), texts], [2, 1])
+    return [
+        TrainingStage("basics", Tokens(29), Tokens(20, seed=2), Length("epochs", 1.5)),
+        TrainingStage("texts", texts, pieces([2, 3, 1], seed=5), Length("steps", 9), learning_rate=5e-3),
+        TrainingStage("mixture", mixture, Tokens(20, seed=2), Length("tokens", 500)),
+    ]
+
+
 DEFAULTS: dict[str, Any] = {
     "per_device_train_batch_size": 4,
     "max_steps": 12,
@@ -87,12 +114,15 @@ def trainer(
 ) -> MorphingTrainer:
     """A trainer over `Tokens`; the model is copied, so that a test can start from it twice."""
     options = {name: changes.pop(name) for name in ("callbacks", "optimizers", "data_collator") if name in changes}
-    data = changes.pop("data", None) or Tokens()
+    if stages := changes.pop("stages", None):
+        options |= {"stages": stages, "data_collator": collate}
+        changes.setdefault("max_steps", -1)
+    else:
+        data = changes.pop("data", None) or Tokens()
+        options |= {"train_dataset": data, "eval_dataset": Tokens(20, seed=2)}
     return MorphingTrainer(
         copy.deepcopy(model) if model is not None else tiny_model(),
         arguments(folder, **changes),
-        train_dataset=data,
-        eval_dataset=Tokens(20, seed=2),
         schedule=schedule,
         **options,
     )

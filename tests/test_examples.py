@@ -94,6 +94,20 @@ def test_llama_pro_trains_the_new_blocks_alone() -> None:
     assert frozen.trainable == 3 * sum(p.numel() for p in tiny_model().transformer.h[0].parameters())
 
 
+def test_ranks_rise_on_demand(tmp_path: Path) -> None:
+    """The schedule as it stands; the share is measured at every evaluation, long before the waits are over."""
+    schedule = Schedule.load(ROOT / "configs" / "schedules" / "rank_on_demand.yaml")
+    run = trainer(tmp_path, schedule, max_steps=60, eval_steps=5, analysis_evals=1, learning_rate=3e-2)
+    run.train()
+    found = [
+        (event["record"]["value"], event["record"]["trigger"])
+        for event in read_journal(tmp_path / "journal.jsonl")
+        if event["event"] == "operation"
+    ]
+    assert [value for value, _ in found[:2]] == [4, 8]
+    assert "adapters use 0.8" in found[1][1] or "adapters use 0.9" in found[1][1]
+
+
 def test_progressive_depth_reaches_a_full_model() -> None:
     path = ROOT / "configs" / "schedules" / "progressive_depth.yaml"
     assert [phase.layers for phase in play(Schedule.load(path), spec_for(path), SETTINGS)] == [1, 12]

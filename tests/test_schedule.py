@@ -289,6 +289,14 @@ def test_bad_values(entry: dict[str, Any], problem: str) -> None:
         ({"loss_below": math.nan}, "when.loss_below: must be greater than or equal to 0, is nan"),
         ({"at_tokens": 0}, "when.at_tokens: must be greater than or equal to 1, is 0"),
         ({"plateau": 5}, "when.plateau: must be a mapping such as {window: 5, slope: 0.05}, is 5"),
+        ({"stage": 3}, "when.stage: must be the name of a stage, or {name: ..., then: {...}}, is 3 (int)"),
+        ({"stage": ""}, "when.stage: must be the name of a stage, or {name: ..., then: {...}}, is '' (str)"),
+        ({"stage": {"then": {"waited": 1}}}, "when.stage.name: must be the name of a stage, is empty"),
+        ({"stage": {"name": "a", "than": 1}}, "when.stage.than: unknown key 'than'; did you mean 'then'?"),
+        (
+            {"stage": {"name": "a", "then": {"waited": -1}}},
+            "when.stage.then.waited: must be greater than or equal to 0",
+        ),
         ({"plateau": {"slope": 1}}, "when.plateau.window: is missing"),
         ({"plateau": {"window": 3, "slop": 1}}, "when.plateau.slop: unknown key 'slop'; did you mean 'slope'?"),
         ({"plateau": {"window": 3, 1: 2}}, "when.plateau.1: a key must be text"),
@@ -592,12 +600,15 @@ _VALUES: dict[str, Any] = {
     "set_embedding_lora_rank": 0,
     "set_layer_lora_rank": ["attn.1", 4],
     "merge_lora_weights": None,
+    "adjust_batch_size": {"max_batch_size": 64},
+    "advance_stage": "b",
 }
 _simple = st.one_of(
     st.fixed_dictionaries({"loss_below": st.floats(0, 10) | st.just(math.inf)}),
     st.fixed_dictionaries({"waited": st.integers(0, 10**6)}),
     st.fixed_dictionaries({"at_step": st.integers(0, 10**6)}),
     st.fixed_dictionaries({"at_tokens": st.integers(1, 10**12)}),
+    st.fixed_dictionaries({"stage": st.sampled_from(["a", {"name": "b", "then": {"waited": 3}}])}),
     st.fixed_dictionaries({"plateau": st.fixed_dictionaries({"window": st.integers(2, 9), "slope": st.floats(0, 1)})}),
 )
 _when = st.recursive(

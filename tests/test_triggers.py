@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,14 +10,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from morphing_trainer.data.cursor import Cursor, CursorBatchSampler
+from morphing_trainer.data.cursor import Batch, Cursor, CursorBatchSampler
 from morphing_trainer.lineage import ModelSpec
+from morphing_trainer.run.course import Course, Length, TrainingStage
 from morphing_trainer.run.session import Session
 from morphing_trainer.run.state import RunState
 from morphing_trainer.schedule import Schedule
 from morphing_trainer.settings import Settings
-from morphing_trainer.triggers import AllOf, AnyOf, AtStep, AtTokens, Clock, LossBelow, Plateau, Trigger, Waited
-from tests.support import tiny_config
+from morphing_trainer.triggers import (
+    AllOf,
+    AnyOf,
+    AtStep,
+    AtTokens,
+    Clock,
+    InStage,
+    LossBelow,
+    Plateau,
+    Trigger,
+    Waited,
+    stages_named,
+)
+from tests.support import Tokens, arguments, tiny_config
 
 NEVER = (math.nan, math.inf, -math.inf)
 
@@ -112,6 +126,25 @@ def test_all_and_any() -> None:
     assert either.due(clock(6.0, step=9)) is None
 
 
+def test_in_a_stage() -> None:
+    here, later = InStage(name="a"), InStage(name="b", then=Waited(value=5))
+    before, inside = replace(clock(step=20, waited=9), stages={"a": 0}), {"a": 0, "b": 17}
+    assert here.due(clock(step=20)) is None
+    assert here.due(before) == "stage a"
+    assert here.due(replace(before, stages=inside)) == "stage a", "also in a later stage"
+    assert later.due(before) is None
+    assert later.due(replace(before, stages=inside)) is None, "3 steps into the stage, whatever came before"
+    assert later.due(replace(before, step=22, stages=inside)) == "stage b: waited 5 steps"
+    assert later.due(replace(before, step=22, waited=2, stages=inside)) is None, "2 steps after the last operation"
+    low = AllOf(parts=(here, LossBelow(value=5)))
+    assert low.due(replace(clock(4.0), stages={"a": 0})) == "stage a and loss 4.0000 < 5"
+    assert low.due(replace(clock(6.0), stages={"a": 0})) is None
+    never = InStage(name="a", then=LossBelow(value=0))
+    assert here.can_fire(False)
+    assert not never.can_fire(True)
+    assert stages_named(AnyOf(parts=(later, AllOf(parts=(here, low))))) == ["b", "a", "a"]
+
+
 def test_what_can_ever_fire() -> None:
     low, stalled, late, dead = LossBelow(value=5), Plateau(window=2), AtStep(value=10), LossBelow(value=0)
     assert late.can_fire(False)
@@ -181,8 +214,9 @@ def session(*entries: dict[str, Any], batch: int = 1) -> Session:
     settings = Settings(1e-3, batch, 1, 0, None, 1)
     spec = ModelSpec(tiny_config())
     state = RunState(spec, {}, settings, settings, spec, Cursor(10_000, seed=0), end=100)
-    running = Session(Schedule.of(list(entries)), state)
-    running.open_segment(CursorBatchSampler(state.cursor, batch))
+    stage = TrainingStage("train", Tokens(10_000), None, Length("steps", 100))
+    running = Session(Schedule.of(list(entries)), state, Course([stage], arguments(Path("unused"))))
+    running.open_segment(CursorBatchSampler(state.cursor, Batch(batch, batch)))
     return running
 
 

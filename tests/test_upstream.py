@@ -30,7 +30,18 @@ OVERRIDDEN = {
     "_load_best_model": [],
     "_load_from_checkpoint": ["resume_from_checkpoint", "model"],
     "_load_optimizer_and_scheduler": ["checkpoint"],
+    "_load_rng_state": ["checkpoint"],
     "_prepare_for_training": ["max_steps", "train_dataloader", "resume_from_checkpoint"],
+    "_maybe_log_save_evaluate": [
+        "tr_loss",
+        "grad_norm",
+        "model",
+        "trial",
+        "epoch",
+        "ignore_keys_for_eval",
+        "start_time",
+        "learning_rate",
+    ],
     "_push_from_checkpoint": ["checkpoint_folder"],
     "_run_epoch": [
         "model",
@@ -47,12 +58,19 @@ OVERRIDDEN = {
     ],
     "_save": ["output_dir", "state_dict"],
     "_save_checkpoint": ["model", "trial"],
+    "evaluate": ["eval_dataset", "ignore_keys", "metric_key_prefix"],
+    "evaluation_loop": ["dataloader", "description", "prediction_loss_only", "ignore_keys", "metric_key_prefix"],
+    "prediction_step": ["model", "inputs", "prediction_loss_only", "ignore_keys"],
     "create_scheduler": ["num_training_steps", "optimizer"],
     "get_batch_samples": ["epoch_iterator", "num_batches", "device"],
+    "get_decay_parameter_names": ["model"],
     "get_eval_dataloader": ["eval_dataset"],
+    "get_optimizer_cls_and_kwargs": ["args", "model"],
     "get_train_dataloader": [],
+    "log": ["logs", "start_time"],
     "set_initial_training_values": ["args", "dataloader"],
     "train": ["resume_from_checkpoint", "trial", "ignore_keys_for_eval"],
+    "training_step": ["model", "inputs", "num_items_in_batch"],
 }
 """Methods of `Trainer` that we override, with their parameters."""
 
@@ -98,7 +116,7 @@ def overridden(ours: type, theirs: type) -> set[str]:
 
 def test_every_override_is_recorded() -> None:
     assert overridden(MorphingTrainer, Trainer) == {*OVERRIDDEN}
-    assert overridden(SegmentHandler, CallbackHandler) == {"on_epoch_end", "on_save"}
+    assert overridden(SegmentHandler, CallbackHandler) == {"on_epoch_end", "on_evaluate", "on_save"}
 
 
 @pytest.mark.parametrize("name", OVERRIDDEN)
@@ -124,6 +142,16 @@ def test_the_loop_reads_live_what_we_change() -> None:
         assert live in source
     assert "self.control.should_epoch_stop or self.control.should_training_stop" in source
     assert "self._run_epoch(" in inspect.getsource(Trainer._inner_training_loop)
+
+
+def test_what_a_step_has_changed_before_it_is_over() -> None:
+    """`RecoveringTrainer` undoes a step that ran out of memory: gradients, random numbers, and these."""
+    source = inspect.getsource(Trainer._run_epoch)
+    fetched = source.index("self.get_batch_samples(")
+    computed = source.index("self.training_step(model, inputs, num_items_in_batch)")
+    assert fetched < computed
+    for changed in ("self._tr_loss += tr_loss_step", "self.current_flos +=", "self._track_num_input_tokens(inputs)"):
+        assert source.index(changed) > computed
 
 
 def test_accelerate_keeps_what_it_has_prepared_in_these_lists() -> None:

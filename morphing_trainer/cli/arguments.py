@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from morphing_trainer.cli.command_line import read_command_line
 from morphing_trainer.cli.config_files import read_file
+from morphing_trainer.cli.exclusive import one_way
 from morphing_trainer.cli.groups import FIELDS, DataArguments, Given, ModelArguments
 from morphing_trainer.cli.values import value_problems
 from morphing_trainer.config import MorphingConfig
@@ -34,7 +35,7 @@ def parse(argv: Sequence[str], prog: str = "train.py") -> Arguments:
 
     A later file wins over an earlier one, the command line over all; `null` in a file means "not given". Paths are
     relative to the current folder. `output_dir` defaults to `runs/<stem of the last config file>`, else `runs/run`;
-    `resume_from_checkpoint` is `"true"`, a path or None.
+    `resume_from_checkpoint` is `"true"`, `"auto"`, a path or None.
 
     Raises:
         ConfigError: unknown names, wrong types and values, settings that exclude each other; one line per problem.
@@ -50,6 +51,8 @@ def parse(argv: Sequence[str], prog: str = "train.py") -> Arguments:
         problems += found
     given |= {name: Given(value, "command line", len(files)) for name, value in from_command_line.items()}
     problems += value_problems(given)
+    given, clashes = one_way(given)
+    problems += clashes
     if problems:
         raise ConfigError("\n".join(map(str, problems)))
     values = {name: item.value for name, item in given.items()}

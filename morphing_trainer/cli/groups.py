@@ -54,17 +54,40 @@ class ModelArguments:
 class DataArguments:
     """What to train on. Without a file or dataset: the language reference that comes with Python."""
 
-    dataset_name: str | None = _arg(None, "Dataset for `datasets.load_dataset`: a Hub id or a local folder.")
+    plan: str | None = _arg(
+        None,
+        "Training plan with stages that have their own data and length: a YAML or JSON file, or one of the built-in "
+        "plans default (Wikipedia), wikitext, demo.",
+    )
+    dataset_name: str | None = _arg(
+        None, "Dataset for `datasets.load_dataset`: a Hub id or a local folder; or a folder of `morph data prepare`."
+    )
     dataset_config: str | None = _arg(None, "Configuration of the dataset, e.g. wikitext-2-raw-v1.")
     train_file: Texts = field(
         default=None, metadata={"help": "Local files to train on: .txt, .md, .jsonl, .json, .csv, .parquet."}
     )
     validation_file: Texts = field(default=None, metadata={"help": "Local files for evaluation, of the same kinds."})
-    text_column: str = _arg("text", "Column that holds the text, where there are columns.")
+    train_split: str = _arg("train", "Split of the dataset to train on.")
+    text_column: str = _arg(
+        "text", "Column that holds the text, where there are columns; title, prompt and truth are used when present."
+    )
     validation_split: float = _arg(
         0.05, "Share of the training text kept for evaluation if there is no validation set."
     )
-    block_size: int = _arg(128, "Tokens per training sample; the text is packed into blocks of this length.")
+    streaming: bool = _arg(False, "Read the dataset as a stream: only its tokens are kept on disk.")
+    max_documents: int | None = _arg(None, "Read at most so many documents, e.g. of an endless stream.")
+    sample_mode: Literal["packing", "continuation"] | None = _arg(
+        None,
+        "packing: blocks of one length, documents joined by end-of-text. continuation: texts cut at sentences into "
+        "samples that follow each other. Default: what the prepared folder holds, else packing.",
+    )
+    language: str = _arg("en", "Language of the text (ISO 639 code): where sentences end, for continuation.")
+    block_size: int | None = _arg(
+        None, "Tokens of the longest training sample. Default: what the prepared folder holds, else 128."
+    )
+    preprocessing_num_workers: int | None = _arg(
+        None, "Processes that tokenise. Default: as many as there are processor cores, one for little text."
+    )
     tokenizer_name: str | None = _arg(
         None, "Tokenizer: a local folder or a Hub id. Default: the checkpoint's, or one trained on the training text."
     )
@@ -89,7 +112,9 @@ _NOT_TEXT = {"parallelism_config"}  # takes an object
 NOT_IN_HELP = {"deepspeed", "auto_find_batch_size", "enable_jit_checkpoint", "logging_nan_inf_filter", "local_rank"}
 _HINTS: dict[str, Any] = {  # where TrainingArguments' own type leaves the command line less than a file
     "report_to": Texts,
+    "eval_metrics": Texts,
     "lora_target_modules": Texts,
+    "train_only": Texts,
     "include_num_input_tokens_seen": Literal["no", "all", "non_padding"],
 }
 FAMILIAR = {
@@ -100,7 +125,10 @@ FAMILIAR = {
 }
 _HELP = {
     "output_dir": "Folder of the run. Default: runs/<name of the config file>.",
-    "resume_from_checkpoint": "Go on with the run in `output_dir` (true), or with the checkpoint in the folder given.",
+    "resume_from_checkpoint": "Go on with the run in `output_dir` (true), or with the checkpoint in the folder given; "
+    "auto goes on if `output_dir` holds a checkpoint, and else begins, with model_name_or_path if that is given.",
+    "optim_args": "Further options of the optimizer, name=value,...: amsgrad (adam, adamw), dampening, nesterov (sgd), "
+    "lr_decay and eps (adagrad), alpha, eps and centered (rmsprop), or of one that only Trainer knows.",
 }
 
 
@@ -142,9 +170,10 @@ def options_of(hint: Any) -> list[Any]:
 
 def choices_of(entry: Field) -> tuple[str, ...]:
     """The only texts that an argument takes; empty if it is free."""
-    if get_origin(entry.hint) is Literal:
-        return get_args(entry.hint)
-    items = [get_args(option)[0] if get_origin(option) is list else option for option in options_of(entry.hint)]
+    options = options_of(entry.hint)
+    if len(options) == 1 and get_origin(options[0]) is Literal:
+        return get_args(options[0])
+    items = [get_args(option)[0] if get_origin(option) is list else option for option in options]
     enums = [item for item in items if isinstance(item, type) and issubclass(item, Enum)]
     return tuple(member.value for member in enums[0]) if enums else tuple(entry.metadata.get("choices") or ())
 

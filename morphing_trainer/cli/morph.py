@@ -1,4 +1,4 @@
-"""`morph`: one command, one sub-command per thing that a person does. Each sub-command is imported when it is asked for."""
+"""`morph`: one sub-command per thing that a person does. Each is imported when it is asked for."""
 
 from __future__ import annotations
 

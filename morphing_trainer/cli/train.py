@@ -11,14 +11,19 @@ from datasets.utils.logging import disable_progress_bar
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from morphing_trainer.cli.arguments import Arguments, DataArguments, parse
-from morphing_trainer.data.packing import Blocks, collate, pack
-from morphing_trainer.data.sources import TextSplits, load_texts
-from morphing_trainer.data.tokenizer import check_fits, load_tokenizer, train_tokenizer
+from morphing_trainer.cli.arguments import Arguments, parse
+from morphing_trainer.data.opening import open_data
+from morphing_trainer.data.packing import collate
+from morphing_trainer.data.request import DataRequest
+from morphing_trainer.data.tokenizer import check_fits
 from morphing_trainer.errors import MorphError
+from morphing_trainer.layers.evaluating import show_all
 from morphing_trainer.lora import add_adapters
 from morphing_trainer.models import load_model, new_model, scratch_config
-from morphing_trainer.run.folder import MODEL, check_output_dir
+from morphing_trainer.plans import load_plan
+from morphing_trainer.plans.opening import open_plan
+from morphing_trainer.plans.plan import check_alone
+from morphing_trainer.run.folder import MODEL, check_start
 from morphing_trainer.run.signals import RunInterrupted
 from morphing_trainer.schedule import Schedule
 from morphing_trainer.trainer import MorphingTrainer
@@ -47,20 +52,31 @@ def train(arguments: Arguments) -> MorphingTrainer:
     """Train as the arguments say. What is cheap to check is checked first."""
     args = arguments.training
     resume = args.resume_from_checkpoint
-    check_output_dir(str(args.output_dir), resume=resume is not None, overwrite=args.overwrite_output_dir)
-    schedule = Schedule.of(args.scaling_schedule_file)
+    check_start(str(args.output_dir), resume, overwrite=args.overwrite_output_dir)
+    plan = None if arguments.data.plan is None else load_plan(arguments.data.plan)
+    if plan is not None:
+        check_alone(plan, args.scaling_schedule_file)
+    schedule = plan.schedule if plan and len(plan.schedule) else Schedule.of(args.scaling_schedule_file)
     _quieten()
     with args.main_process_first(desc="preparing the data"):
-        texts = _texts(arguments.data, args.seed)
-        tokenizer = _tokenizer(arguments, texts)
-        model = add_adapters(_model(arguments, tokenizer), arguments.lora, args.seed)
+        request = DataRequest.of(arguments.data, args.seed)
+        opened = [] if plan is None else open_plan(plan, request)
+        found = [data for stage in opened for data in stage.data] or [open_data(request)]
+        # Without a tokenizer of its own, the run trains one on the text that it begins with.
+        named = arguments.data.tokenizer_name or arguments.model.model_name_or_path
+        tokenizer = found[0].tokenizer(named, arguments.model.vocab_size)
+        longest = max(data.block_size for data in found)
+        model = add_adapters(_model(arguments, tokenizer, longest), arguments.lora, args.seed)
         check_fits(tokenizer, model.config.vocab_size)
-        blocks = _blocks(texts, tokenizer, arguments.data.block_size, model.config.n_positions)
+        stages = [stage.samples(tokenizer, model.config.n_positions) for stage in opened]
+        splits = None if opened else found[0].samples(tokenizer, model.config.n_positions)
+    show_all(args)
     trainer = MorphingTrainer(
         model,
         args,
-        train_dataset=blocks[0],
-        eval_dataset=blocks[1],
+        train_dataset=splits.train if splits else None,
+        eval_dataset=splits.validation if splits else None,
+        stages=stages,
         data_collator=collate,
         processing_class=tokenizer,
         schedule=schedule,
@@ -76,27 +92,7 @@ def _quieten() -> None:
     transformers_logging.disable_progress_bar()
 
 
-def _texts(data: DataArguments, seed: int) -> TextSplits:
-    return load_texts(
-        dataset_name=data.dataset_name,
-        dataset_config=data.dataset_config,
-        train_file=data.train_file,
-        validation_file=data.validation_file,
-        text_column=data.text_column,
-        validation_split=data.validation_split,
-        seed=seed,
-    )
-
-
-def _tokenizer(arguments: Arguments, texts: TextSplits) -> PreTrainedTokenizerBase:
-    """The named one, the checkpoint's, or one trained on the training text."""
-    name = arguments.data.tokenizer_name or arguments.model.model_name_or_path
-    if name is not None:
-        return load_tokenizer(name)
-    return train_tokenizer(texts.train["text"], arguments.model.vocab_size)
-
-
-def _model(arguments: Arguments, tokenizer: PreTrainedTokenizerBase) -> GPT2LMHeadModel:
+def _model(arguments: Arguments, tokenizer: PreTrainedTokenizerBase, block_size: int) -> GPT2LMHeadModel:
     """The checkpoint, or a new model whose vocabulary is the tokenizer's."""
     chosen = arguments.model
     if chosen.model_name_or_path is not None:
@@ -107,18 +103,8 @@ def _model(arguments: Arguments, tokenizer: PreTrainedTokenizerBase) -> GPT2LMHe
             attn_implementation=chosen.attn_implementation,
             dropout=chosen.dropout,
         )
-    config = scratch_config(chosen, len(tokenizer), arguments.data.block_size, tokenizer.eos_token_id)
+    config = scratch_config(chosen, len(tokenizer), block_size, tokenizer.eos_token_id)
     return new_model(config, arguments.training.seed)
-
-
-def _blocks(
-    texts: TextSplits, tokenizer: PreTrainedTokenizerBase, block_size: int, n_positions: int
-) -> tuple[Blocks, Blocks]:
-    train, validation = (
-        pack(split, tokenizer, block_size, n_positions=n_positions, where=where)
-        for split, where in ((texts.train, "training data"), (texts.validation, "validation data"))
-    )
-    return train, validation
 
 
 __all__ = ["main", "train"]

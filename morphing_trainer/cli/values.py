@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_origin
@@ -20,12 +21,19 @@ _AT_LEAST = {
     **dict.fromkeys(("learning_rate", "weight_decay", "max_grad_norm", "adam_epsilon", "num_train_epochs"), 0),
     **dict.fromkeys(("logging_steps", "eval_steps", "save_steps", "warmup_steps", "seed", "data_seed"), 0),
     **dict.fromkeys(("attn_lora_rank_divisor", "vocab_lora_rank_divisor"), 0),
+    **dict.fromkeys(("batch_size", "mini_batch_size", "early_stopping_patience"), 1),
+    **dict.fromkeys(("momentum", "early_stopping_threshold", "optimizer_warmup_steps"), 0),
     "lora_r": 1,
     "eval_iters": 1,
+    "eval_example_tokens": 1,
+    "analysis_evals": 1,
     "dataloader_num_workers": 0,
     "block_size": 2,
+    **dict.fromkeys(("max_documents", "preprocessing_num_workers"), 1),
 }
 _SHARE = {"dropout", "lora_dropout", "validation_split", "adam_beta1", "adam_beta2", "label_smoothing_factor"}  # [0, 1)
+_SHARE |= {"momentum", "optimizer_warmup_fraction"}
+_OF_A_PLAN = ("dataset_name", "dataset_config", "train_file", "validation_file", "max_steps", "num_train_epochs")
 _NEW_MODEL = ("n_layer", "n_head", "n_embd", "n_inner", "n_positions", "vocab_size", "activation_function")
 
 
@@ -41,6 +49,10 @@ def value_problems(given: Mapping[str, Given]) -> Iterator[Problem]:
             what = f"has no effect with model_name_or_path {checkpoint.value!r}, which has its own; remove one of them"
             yield Problem(given[name].where, f"{name}: {what}")
     yield from _lora_problems(given)
+    yield from _plan_problems(given)
+    if "ignore_optimizer" in given and given["ignore_optimizer"].value and "resume_from_checkpoint" not in given:
+        what = "has no effect without resume_from_checkpoint; a model that is loaded otherwise brings no optimizer"
+        yield Problem(given["ignore_optimizer"].where, f"ignore_optimizer: {what}")
 
 
 def _lora_problems(given: Mapping[str, Given]) -> Iterator[Problem]:
@@ -53,6 +65,17 @@ def _lora_problems(given: Mapping[str, Given]) -> Iterator[Problem]:
             )
     if "lora_target_modules" in given and "lora_r" not in given:
         yield Problem(given["lora_target_modules"].where, "lora_target_modules: have no rank; give lora_r")
+
+
+def _plan_problems(given: Mapping[str, Given]) -> Iterator[Problem]:
+    """A plan says by itself what is trained on, and for how long."""
+    if "plan" not in given:
+        return
+    plan = given["plan"]
+    for name in _OF_A_PLAN:
+        if name in given:
+            what = f"stands beside plan {plan.value!r} ({plan.where}), whose stages say it; remove one of them"
+            yield Problem(given[name].where, f"{name}: {what}")
 
 
 def _value_problem(name: str, value: Any) -> str | None:
@@ -70,6 +93,8 @@ def _value_problem(name: str, value: Any) -> str | None:
         return f"must be at least 1, or -1 to train for num_train_epochs, is {value}"
     if name == "deepspeed":
         return "not supported; launch with DDP instead (accelerate_configs/ddp.yaml)"
+    if name == "language" and not re.fullmatch("[a-z]{2,3}", value):
+        return f"must be an ISO 639 code such as en or de, is {value!r}"
     if name == "output_dir" and value == "":
         return "is empty; give a folder"
     if isinstance(value, str | dict) and any(

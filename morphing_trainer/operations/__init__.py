@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from morphing_trainer.operations.base import ArchitectureOperation, HyperparameterOperation, Morph, Operation
+from morphing_trainer.operations.base import (
+    ArchitectureOperation,
+    HyperparameterOperation,
+    MeasuredOperation,
+    Morph,
+    Operation,
+)
 from morphing_trainer.operations.batching import (
     ChangeBatchSize,
     ChangeGradAccum,
@@ -29,7 +35,9 @@ from morphing_trainer.operations.lora import (
     SetEmbeddingLoraRank,
     SetLayerLoraRank,
 )
+from morphing_trainer.operations.measured import AdjustBatchSize
 from morphing_trainer.operations.optimizer import ResetOptimizerState
+from morphing_trainer.operations.stages import AdvanceStage
 from morphing_trainer.operations.width import SetMlpWidth, WidenMlp
 
 OPERATIONS: dict[str, type[Operation]] = {
@@ -41,6 +49,7 @@ OPERATIONS: dict[str, type[Operation]] = {
     "change_batch_size": ChangeBatchSize,
     "set_batch_size": SetBatchSize,
     "set_batch_size_relative": SetBatchSizeRelative,
+    "adjust_batch_size": AdjustBatchSize,
     "change_grad_accum": ChangeGradAccum,
     "set_grad_accum": SetGradAccum,
     "change_eval_iters": ChangeEvalIters,
@@ -60,6 +69,7 @@ OPERATIONS: dict[str, type[Operation]] = {
     "change_lora_alpha": ChangeLoraAlpha,
     "freeze_layer": FreezeLayer,
     "unfreeze_layer": UnfreezeLayer,
+    "advance_stage": AdvanceStage,
 }
 """Every operation under its schedule name, in the order of the reference."""
 
@@ -68,4 +78,12 @@ NAMES: dict[str, type[Operation]] = OPERATIONS | {
 }
 """`OPERATIONS` and their aliases: what a schedule may write."""
 
-__all__ = ["NAMES", "OPERATIONS", "ArchitectureOperation", "HyperparameterOperation", "Morph", "Operation"]
+__all__ = [
+    "NAMES",
+    "OPERATIONS",
+    "ArchitectureOperation",
+    "HyperparameterOperation",
+    "MeasuredOperation",
+    "Morph",
+    "Operation",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -9,6 +10,7 @@ import torch
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from morphing_trainer.lineage import Lineage, ModelSpec
+from morphing_trainer.memory.finding import Probe
 from morphing_trainer.settings import Settings
 
 
@@ -60,6 +62,39 @@ class HyperparameterOperation(Operation):
             OperationError: if it does not fit these settings.
         """
         raise NotImplementedError
+
+
+class MeasuredOperation(HyperparameterOperation):
+    """Changes settings by something that only a trial on the live model tells.
+
+    What was measured is kept in the journal and in every checkpoint: a resumed run takes it from there and measures
+    nothing. Before it is measured, in the dry run, the settings stay as they are.
+    """
+
+    def measure(self, probe: Probe) -> dict[str, float]:
+        """What is found out on the live model, as plain JSON; the same on every rank.
+
+        Raises:
+            OperationError: if there is nothing that would do.
+        """
+        raise NotImplementedError
+
+    def updated(self, settings: Settings, measured: Mapping[str, float], processes: int) -> Settings:
+        """The settings after the operation.
+
+        Args:
+            measured: what `measure` returned.
+            processes: of this run.
+        """
+        raise NotImplementedError
+
+    def note(self, measured: Mapping[str, float]) -> str:
+        """What was measured, in words."""
+        raise NotImplementedError
+
+    def update(self, settings: Settings, step: int) -> Settings:
+        """The settings as they are: what will be measured is not known."""
+        return settings
 
 
 class ArchitectureOperation(Operation):

@@ -11,8 +11,15 @@ from morphing_trainer.operations.base import Count, Factor, HyperparameterOperat
 from morphing_trainer.settings import Settings
 
 
+def _multiplied(samples: int | None, factor: float) -> int | None:
+    return None if samples is None else max(1, int(samples * factor))
+
+
 class ChangeBatchSize(HyperparameterOperation):
     """Multiply the per-device training batch: max(1, floor(batch * value)).
+
+    Where `batch_size` was given as a number that is no multiple of what is computed at once, that number is multiplied
+    too, and the smaller last part stays.
 
     In a run whose length is given in epochs, a larger batch leaves fewer steps, and the learning-rate schedule is laid
     over the new length at once: the rate jumps. Give `max_steps`, or let `reset_lr_schedule` follow.
@@ -25,7 +32,8 @@ class ChangeBatchSize(HyperparameterOperation):
     value: Factor
 
     def update(self, settings: Settings, step: int) -> Settings:
-        return replace(settings, batch_size=max(1, int(settings.batch_size * self.value)))
+        samples = _multiplied(settings.step_samples, self.value)
+        return replace(settings, batch_size=max(1, int(settings.batch_size * self.value)), step_samples=samples)
 
 
 class SetBatchSize(HyperparameterOperation):
@@ -36,7 +44,7 @@ class SetBatchSize(HyperparameterOperation):
     value: Count
 
     def update(self, settings: Settings, step: int) -> Settings:
-        return replace(settings, batch_size=self.value)
+        return replace(settings, batch_size=self.value, step_samples=None)
 
 
 class SetBatchSizeRelative(HyperparameterOperation):
@@ -47,7 +55,8 @@ class SetBatchSizeRelative(HyperparameterOperation):
     value: Annotated[float, Field(gt=0, le=1)]
 
     def update(self, settings: Settings, step: int) -> Settings:
-        return replace(settings, batch_size=max(8, int(settings.batch_size * self.value) // 8 * 8))
+        size = max(8, int(settings.batch_size * self.value) // 8 * 8)
+        return replace(settings, batch_size=size, step_samples=None)
 
 
 class ChangeGradAccum(HyperparameterOperation):
@@ -58,7 +67,8 @@ class ChangeGradAccum(HyperparameterOperation):
     value: Factor
 
     def update(self, settings: Settings, step: int) -> Settings:
-        return replace(settings, grad_accum=max(1, int(settings.grad_accum * self.value)))
+        samples = _multiplied(settings.step_samples, self.value)
+        return replace(settings, grad_accum=max(1, int(settings.grad_accum * self.value)), step_samples=samples)
 
 
 class SetGradAccum(HyperparameterOperation):
@@ -69,4 +79,4 @@ class SetGradAccum(HyperparameterOperation):
     value: Count
 
     def update(self, settings: Settings, step: int) -> Settings:
-        return replace(settings, grad_accum=self.value)
+        return replace(settings, grad_accum=self.value, step_samples=None)

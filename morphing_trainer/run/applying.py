@@ -17,7 +17,7 @@ from morphing_trainer.planning import operation_rng
 from morphing_trainer.run.state import RunState
 from morphing_trainer.settings import Settings
 
-MUTABLE = ("per_device_train_batch_size", "gradient_accumulation_steps", "eval_iters")
+MUTABLE = ("per_device_train_batch_size", "gradient_accumulation_steps", "step_samples", "eval_iters")
 """Training arguments that `enforce` changes."""
 
 
@@ -42,6 +42,7 @@ def enforce(settings: Settings, args: MorphingConfig) -> None:
     """Put the settings that the loop reads from its arguments into force."""
     args.per_device_train_batch_size = settings.batch_size
     args.gradient_accumulation_steps = settings.grad_accum
+    args.step_samples = settings.step_samples
     args.eval_iters = settings.eval_iters
 
 

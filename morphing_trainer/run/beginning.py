@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
 from transformers import Trainer, TrainingArguments
-from transformers.trainer_utils import IntervalStrategy, has_length
+from transformers.trainer_utils import IntervalStrategy
 
 from morphing_trainer.config import MorphingConfig
-from morphing_trainer.data.cursor import Cursor
-from morphing_trainer.errors import ConfigError, DataError, Problem, ScheduleError
+from morphing_trainer.errors import ConfigError, DataError, Problem, ScheduleError, suggest
 from morphing_trainer.lineage import ModelSpec
+from morphing_trainer.operations.stages import AdvanceStage
 from morphing_trainer.reporting.records import Phase
+from morphing_trainer.run.course import Course, Length, TrainingStage
 from morphing_trainer.run.learning_rate import STATEFUL
-from morphing_trainer.run.steps import steps_in, total_steps
+from morphing_trainer.run.state import SINGLE
 from morphing_trainer.schedule import Schedule
 from morphing_trainer.settings import Settings
+from morphing_trainer.triggers import stages_named
 
 
 def check_arguments(model: nn.Module | None, args: TrainingArguments | None) -> MorphingConfig:
@@ -84,6 +86,11 @@ def check_schedule(schedule: Schedule, args: MorphingConfig, has_scheduler: bool
     Raises:
         ScheduleError: naming each.
     """
+    if has_scheduler and args.warmup_after_load(1):
+        raise ConfigError(
+            "optimizers: a learning-rate scheduler of one's own cannot be joined with optimizer_warmup_steps; pass "
+            "(optimizer, None) and choose the scheduler by lr_scheduler_type."
+        )
     if len(schedule) and has_scheduler:
         raise ConfigError(
             "optimizers: a learning-rate scheduler is bound to its optimizer and cannot follow a schedule; pass "
@@ -104,13 +111,15 @@ def check_schedule(schedule: Schedule, args: MorphingConfig, has_scheduler: bool
         raise ScheduleError(problems)
 
 
-def check_batch(schedule: Schedule, phase: Phase, samples: int, args: MorphingConfig) -> None:
+def check_batch(schedule: Schedule, phase: Phase, course: Course) -> None:
     """Refuse a batch so large that an epoch has none: the run would end there without a word.
 
     Raises:
         ScheduleError: naming the operation that makes it so.
     """
-    if steps_in(samples, phase.settings, args.world_size, args.dataloader_drop_last) < 1:
+    batch = course.batch(phase.settings)
+    samples = min(len(stage.train_dataset) for stage in course.stages)
+    if batch.drop_last and samples < batch.global_size:
         what = (
             f"{samples} samples make no complete batch of {phase.settings.batch_size} per device; use a smaller one, "
             "or leave out dataloader_drop_last"
@@ -136,26 +145,58 @@ def check_memory(schedule: Schedule, phase: Phase, optimizer: str, unruled: Sequ
         raise ScheduleError([Problem(schedule.where(phase.index - 1), what)])
 
 
-def new_cursor(dataset: Any, args: MorphingConfig) -> Cursor:
-    """The start of the data's order.
+def stages_of(args: MorphingConfig, train_dataset: Any, eval_dataset: Any) -> tuple[TrainingStage, ...]:
+    """The one stage of a run without a plan, as long as the arguments say."""
+    length = Length("steps", args.max_steps) if args.max_steps > 0 else Length("epochs", args.num_train_epochs)
+    return (TrainingStage(SINGLE, train_dataset, eval_dataset, length),)
+
+
+def check_planned(
+    args: MorphingConfig, stages: Sequence[TrainingStage], positional: Sequence[Any], options: Mapping[str, Any]
+) -> None:
+    """Refuse data or lengths given beside the stages of a plan, and stages that a run which evaluates cannot.
 
     Raises:
-        DataError: if the data set has no length, or no sample.
+        ConfigError: naming them.
     """
-    if dataset is None or not has_length(dataset):
-        raise DataError(
-            "train_dataset: has no length (it is missing or a stream), so its samples cannot be counted; pass a "
-            "map-style data set."
+    beside = [name for name in ("train_dataset", "eval_dataset") if options.get(name) is not None]
+    if positional:
+        raise ConfigError("stages: give the other arguments by name (args=..., processing_class=...).")
+    if args.max_steps > 0:
+        beside.append("max_steps")
+    if beside:
+        raise ConfigError(f"stages: stand beside {', '.join(beside)}, which each stage has of its own; leave it out.")
+    without = [stage.name for stage in stages if stage.eval_dataset is None]
+    if without and args.eval_strategy != IntervalStrategy.NO:
+        raise ConfigError(
+            f"stages: {', '.join(map(repr, without))} without an eval_dataset, but the run evaluates (eval_strategy "
+            f"{IntervalStrategy(args.eval_strategy).value!r}). Give one, or set eval_strategy to 'no'."
         )
-    seed = args.data_seed if args.data_seed is not None else args.seed
-    return Cursor(len(dataset), seed, shuffle=args.train_sampling_strategy == "random")
 
 
-def first_settings(args: MorphingConfig, cursor: Cursor, learning_rate: float) -> Settings:
+def check_stages(schedule: Schedule, course: Course) -> None:
+    """Refuse a schedule that speaks of stages which the plan does not have.
+
+    Raises:
+        ScheduleError: naming each.
+    """
+    problems = []
+    for index, entry in schedule.written():
+        named = [("when", name) for name in stages_named(entry.trigger)]
+        if isinstance(entry.operation, AdvanceStage) and entry.operation.value is not None:
+            named.append(("value", entry.operation.value))
+        for field, name in named:
+            if name not in course.names:
+                hint = suggest(name, course.names) if len(course.names) > 1 else "; this run has no training plan"
+                problems.append(Problem(schedule.where(index, field), f"there is no stage {name!r}{hint}"))
+    if problems:
+        raise ScheduleError(problems)
+
+
+def first_settings(args: MorphingConfig, course: Course, learning_rate: float) -> Settings:
     """The hyper-parameters where a run with these arguments begins.
 
     Args:
-        cursor: at the start of the data.
         learning_rate: that of the first param group.
 
     Raises:
@@ -168,21 +209,18 @@ def first_settings(args: MorphingConfig, cursor: Cursor, learning_rate: float) -
         warmup_steps=0,
         eval_iters=args.eval_iters,
         eval_interval=None,
+        step_samples=args.step_samples,
     )
-    steps = last_step(args, cursor, 0, settings)
-    if steps < 1:
-        raise DataError(
-            f"train_dataset: {cursor.length} samples make no complete batch of {settings.batch_size} per device; "
-            "lower per_device_train_batch_size or leave out dataloader_drop_last."
-        )
+    for index, stage in enumerate(course.stages):
+        if len(course.cursor(index).layout(course.batch(settings))) < 1:
+            of = "" if stage.name == SINGLE else f" of stage {stage.name!r}"
+            raise DataError(
+                f"train_dataset{of}: {len(stage.train_dataset)} samples make no complete batch of "
+                f"{settings.batch_size} per device; lower per_device_train_batch_size or leave out "
+                "dataloader_drop_last."
+            )
+    steps = course.steps_from(0, settings)
     interval = None
     if args.eval_strategy == IntervalStrategy.STEPS and args.eval_steps:
         interval = int(args.eval_steps) if args.eval_steps >= 1 else math.ceil(steps * args.eval_steps)
     return Settings(**{**settings.to_dict(), "warmup_steps": args.get_warmup_steps(steps), "eval_interval": interval})
-
-
-def last_step(args: MorphingConfig, cursor: Cursor, step: int, settings: Settings) -> int:
-    """Optimizer step at which the run ends, as seen from `step`."""
-    if args.max_steps > 0:
-        return int(args.max_steps)
-    return total_steps(args.num_train_epochs, cursor, step, settings, args.world_size, args.dataloader_drop_last)

@@ -21,7 +21,7 @@ from morphing_trainer.run.folder import JOURNAL
 from morphing_trainer.run.journal import Event, read_journal
 from morphing_trainer.run.state import RunState
 
-FORMAT = 1
+FORMAT = 2
 STATE = "morph_state.json"
 WEIGHTS = "model.safetensors"
 REQUIRED = (STATE, JOURNAL, "config.json", WEIGHTS, "optimizer.pt", "scheduler.pt", "trainer_state.json")
@@ -36,6 +36,7 @@ class Bundle:
         state: the run's state as plain data (`RunState.from_dict` makes it live).
         arguments: the training arguments that matter for exactness, as they were.
         schedule: the entries of the schedule it ran under.
+        stages: what the run knew of the stages of its plan (`TrainingStage.facts`).
         optimizer_names: parameter names of each param group, in the order of `optimizer.pt`.
         events: its journal.
     """
@@ -44,8 +45,14 @@ class Bundle:
     state: Mapping[str, Any]
     arguments: Mapping[str, Any]
     schedule: Sequence[Mapping[str, Any]]
+    stages: Sequence[Mapping[str, Any]]
     optimizer_names: Sequence[Sequence[str]]
     events: Sequence[Event]
+
+    @property
+    def processes(self) -> int:
+        """Number of processes that the run had."""
+        return int(self.arguments["world_size"])
 
 
 def write_bundle(
@@ -54,6 +61,7 @@ def write_bundle(
     *,
     arguments: Mapping[str, Any],
     schedule: Sequence[Mapping[str, Any]],
+    stages: Sequence[Mapping[str, Any]],
     optimizer_names: Sequence[Sequence[str]],
     journal: Path,
 ) -> None:
@@ -63,20 +71,18 @@ def write_bundle(
         "state": state.to_dict(),
         "arguments": dict(arguments),
         "schedule": list(schedule),
+        "stages": list(stages),
         "optimizer_names": [list(names) for names in optimizer_names],
     }
     (folder / STATE).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
     (folder / JOURNAL).write_bytes(journal.read_bytes() if journal.exists() else b"")
 
 
-def read_bundle(path: Path, processes: int) -> Bundle:
+def read_bundle(path: Path) -> Bundle:
     """Verify the checkpoint at `path`, every file of it, and read the run's part.
 
-    Args:
-        processes: number of processes of this run.
-
     Raises:
-        CheckpointError: if a file is missing or damaged, or the run had another number of processes.
+        CheckpointError: if a file is missing or damaged.
     """
     if not path.is_dir():
         raise CheckpointError(
@@ -99,19 +105,15 @@ def read_bundle(path: Path, processes: int) -> Bundle:
             state=data["state"],
             arguments=data["arguments"],
             schedule=data["schedule"],
+            stages=data["stages"],
             optimizer_names=data["optimizer_names"],
             events=read_journal(path / JOURNAL),
         )
-        saved = int(bundle.arguments["world_size"])
+        saved = bundle.processes
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{path / STATE}: is not one that this library wrote ({error!r})") from error
-    if saved != processes:
-        raise CheckpointError(
-            f"{path}: was saved by {saved} process(es), this run has {processes}. Resume with {saved}: random states "
-            "are kept per process."
-        )
     verify(path, [f"rng_state_{rank}.pth" for rank in range(saved)] if saved > 1 else ["rng_state.pth"])
     return bundle
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ class Agreed(NamedTuple):
     stop: bool
     decision: str | None
     tokens: int
+    pressed: bool = False
 
 
 class Consensus:
@@ -27,20 +29,34 @@ class Consensus:
         self.world_size = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
         self._group = dist.new_group(backend="gloo") if self.world_size > 1 else None
 
-    def exchange(self, stop: bool, decision: str | None, tokens: int) -> Agreed:
-        """Whether any rank wants to stop, what rank 0 decided, and the sum of everybody's tokens.
+    def exchange(self, stop: bool, decision: str | None, tokens: int, pressed: bool = False) -> Agreed:
+        """Whether any rank wants to stop, what rank 0 decided, the sum of all tokens, and whether memory is short.
 
         Args:
             stop: this rank was asked to stop.
             decision: what rank 0 decided; ignored on other ranks.
             tokens: tokens that this rank trained on since the last exchange.
+            pressed: memory has become short for this rank.
         """
         if self._group is None:
-            return Agreed(stop, decision, tokens)
+            return Agreed(stop, decision, tokens, pressed)
         has_decided = decision is not None and dist.get_rank() == 0
-        sums = torch.tensor([int(stop), int(has_decided), tokens], dtype=torch.int64)
+        sums = torch.tensor([int(stop), int(has_decided), tokens, int(pressed)], dtype=torch.int64)
         dist.all_reduce(sums, group=self._group)
-        return Agreed(bool(sums[0]), self.shared(decision) if sums[1] else None, int(sums[2]))
+        return Agreed(bool(sums[0]), self.shared(decision) if sums[1] else None, int(sums[2]), bool(sums[3]))
+
+    def gathered(self, figures: Sequence[float]) -> list[list[float]]:
+        """Everybody's figures, (ranks, figures); every rank has as many."""
+        mine = torch.tensor(figures, dtype=torch.float64)
+        if self._group is None:
+            return [mine.tolist()]
+        everyone = [torch.empty_like(mine) for _ in range(self.world_size)]
+        dist.all_gather(everyone, mine, group=self._group)
+        return [found.tolist() for found in everyone]
+
+    def largest(self, figures: Sequence[float]) -> list[float]:
+        """The largest of each figure over all ranks."""
+        return [max(column) for column in zip(*self.gathered(figures), strict=True)]
 
     def loss(self, value: float) -> float:
         """Rank 0's evaluation loss, so that all ranks remember the same bits."""
@@ -68,6 +84,10 @@ class Consensus:
                 raise RankError(f"rank {rank} failed, so all ranks stop: {said[rank]}")
         if failure is not None:
             raise failure
+
+    def close(self) -> None:
+        """Agree with nobody from here on: the run ends."""
+        self._group = None
 
     def barrier(self) -> None:
         if self._group is not None:

@@ -7,10 +7,17 @@ from pathlib import Path
 
 from morphing_trainer.errors import ConfigError
 
+AUTO = "auto"
+"""The value of `resume_from_checkpoint` that goes on with a run if there is one, and else begins it."""
+
 JOURNAL = "journal.jsonl"
 MODEL = "model"
 LOGS = "logs"
 PLOT = "loss.png"
+PLOTS = "plots"
+STATS = "stats"
+HISTORY = "history.jsonl"
+"""In the folder of the statistics: the log lines."""
 
 
 def traces(folder: str | Path) -> list[str]:
@@ -18,7 +25,7 @@ def traces(folder: str | Path) -> list[str]:
     folder = Path(folder)
     if not folder.is_dir():
         return []
-    own = {JOURNAL, MODEL, LOGS, PLOT}
+    own = {JOURNAL, MODEL, LOGS, PLOT, PLOTS, STATS}
     return sorted(path.name for path in folder.iterdir() if path.name in own or path.name.startswith("checkpoint-"))
 
 
@@ -49,6 +56,22 @@ def check_output_dir(folder: str | Path, *, resume: bool, overwrite: bool) -> No
             "Go on with it by --resume_from_checkpoint true, choose another folder by --output_dir, or delete it by "
             "--overwrite_output_dir."
         )
+
+
+def check_start(folder: str | Path, resume: str | bool | None, *, overwrite: bool) -> None:
+    """`check_output_dir` for a value of `resume_from_checkpoint`.
+
+    Under `AUTO`, what a run left that came to no checkpoint and no model gives way to a new one.
+
+    Raises:
+        ConfigError: see `check_output_dir`.
+    """
+    if resume != AUTO:
+        check_output_dir(folder, resume=resume not in (None, False), overwrite=overwrite)
+        return
+    found = traces(folder)
+    saved = any(name.startswith("checkpoint-") for name in found)
+    check_output_dir(folder, resume=saved, overwrite=overwrite or MODEL not in found)
 
 
 def clear(folder: str | Path) -> None:

@@ -1,7 +1,8 @@
 """The journal: one JSON line per event of a run, appended and never rewritten.
 
-Events: `start`, `operation`, `evaluation` (the first after an operation), `resume`, `override`, `interrupted`,
-`failed`, `end`.
+Events: `start`, `operation`, `evaluation` (the first after an operation), `analysis`, `resume`, `override`,
+`out_of_memory` (a step was repeated with half the batch), `emergency` (a checkpoint was saved because memory was
+short), `interrupted`, `failed`, `end`.
 A run that crashed and resumed from an earlier checkpoint has written lines that never happened to the model:
 `effective` leaves them out.
 """
@@ -21,6 +22,9 @@ from morphing_trainer.errors import CheckpointError
 from morphing_trainer.reporting.records import Record
 
 Event = dict[str, Any]
+
+_UNDONE = ("operation", "evaluation", "analysis", "out_of_memory", "emergency", "end", "interrupted")
+"""Events that a resume from an earlier step leaves behind."""
 
 
 class Journal:
@@ -96,8 +100,7 @@ def effective(events: Iterable[Event]) -> list[Event]:
             kept = [
                 old
                 for old in kept
-                if old["event"] not in ("operation", "evaluation", "end", "interrupted")
-                or (old["step"] <= step and int(old.get("index", -1)) < done)
+                if old["event"] not in _UNDONE or (old["step"] <= step and int(old.get("index", -1)) < done)
             ]
         kept.append(event)
     return kept

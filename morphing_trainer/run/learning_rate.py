@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 from torch.optim import Optimizer
@@ -15,13 +16,19 @@ STATEFUL = ("reduce_lr_on_plateau", "greedy")
 
 
 def make_scheduler(
-    args: TrainingArguments, optimizer: Optimizer, settings: Settings, total_steps: int, position: int
+    args: TrainingArguments,
+    optimizer: Optimizer,
+    settings: Settings,
+    total_steps: int,
+    position: int,
+    ramp: tuple[int, int] = (0, 0),
 ) -> LRScheduler:
     """The scheduler that `args` name, begun at `settings.lr_anchor`, standing `position` scheduler steps behind it.
 
     Args:
         optimizer: its param groups hold the peak rate as `initial_lr` (or, in a new optimizer, as `lr`).
         total_steps: optimizer step at which the run ends.
+        ramp: the optimizer step since which it has had a memory, and the steps in which the rate rises from there on.
     """
     is_stateful = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type) in STATEFUL
     for group in optimizer.param_groups:
@@ -35,9 +42,22 @@ def make_scheduler(
         num_training_steps=max(1, total_steps - settings.lr_anchor),
         scheduler_specific_kwargs=cast("dict[str, Any] | None", args.lr_scheduler_kwargs),
     )
-    if position and not is_stateful:
+    if ramp[1]:
+        assert isinstance(scheduler, LambdaLR)
+        since = ramp[0] - settings.lr_anchor
+        scheduler.lr_lambdas = [_ramped(factor, since, ramp[1]) for factor in scheduler.lr_lambdas]
+    if (position or ramp[1]) and not is_stateful:
         seek(scheduler, position)
     return scheduler
+
+
+def _ramped(factor: Callable[[int], float], since: int, steps: int) -> Callable[[int], float]:
+    """The factor of a schedule, times one that rises from 0 to 1 in `steps` steps."""
+
+    def at(position: int) -> float:
+        return factor(position) * min(1.0, max(0.0, (position - since) / steps))
+
+    return at
 
 
 def seek(scheduler: LRScheduler, position: int) -> None:

@@ -68,6 +68,13 @@ class RunReports:
             self.records[-1] = replace(last, after={**last.after, "loss": loss})
             self._journal.write("evaluation", step, index=last.index, loss=loss)
 
+    def stage(self, state: RunState, before: str) -> None:
+        """The run has entered its next stage."""
+        totals = {name: totals.to_dict() for name, totals in state.totals.items() if name == before}
+        self._journal.write("stage", state.step, name=state.stage_name, settings=state.settings.to_dict(), **totals)
+        if self._main:
+            _log.info("step %d: stage %s begins, to step %d", state.step, state.stage_name, state.stage_end)
+
     def event(self, name: str, step: int, **facts: Any) -> None:
         self._journal.write(name, step, **facts)
 

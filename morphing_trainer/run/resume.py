@@ -12,8 +12,10 @@ from peft import LoraConfig
 from morphing_trainer.config import MorphingConfig
 from morphing_trainer.errors import CheckpointError
 from morphing_trainer.lineage import ModelSpec
-from morphing_trainer.operations import HyperparameterOperation
+from morphing_trainer.memory.splitting import halved
+from morphing_trainer.operations import HyperparameterOperation, MeasuredOperation
 from morphing_trainer.run.bundle import Bundle
+from morphing_trainer.run.course import Course, with_rate
 from morphing_trainer.run.state import RunState
 from morphing_trainer.schedule import Position, Schedule, ahead
 from morphing_trainer.schedule_entry import Place
@@ -23,6 +25,8 @@ OVERRIDABLE = (
     "learning_rate",
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
+    "batch_size",
+    "mini_batch_size",
     "warmup_steps",
     "max_steps",
     "num_train_epochs",
@@ -33,21 +37,41 @@ OVERRIDABLE = (
 
 IRRELEVANT = frozenset(
     {"output_dir", "run_name", "resume_from_checkpoint", "overwrite_output_dir", "scaling_schedule_file", "hub_token"}
+    | {"ignore_optimizer", "reset_history"}  # of a resume itself, which notes it
 )
 """Arguments that say nothing of the run, or are nobody's business; the schedule is compared entry by entry."""
 
-LENGTH = frozenset({"per_device_train_batch_size", "gradient_accumulation_steps", "max_steps", "num_train_epochs"})
+LENGTH = frozenset(
+    {
+        "per_device_train_batch_size",
+        "gradient_accumulation_steps",
+        "step_samples",
+        "max_steps",
+        "num_train_epochs",
+        "world_size",
+        "stages",
+    }
+)
 """Those of them that change how many steps there are."""
 
-FIXED = (
-    "seed",
-    "data_seed",
+OPTIMIZER = (
+    "optimizer",
     "optim",
     "optim_args",
+    "momentum",
     "weight_decay",
     "adam_beta1",
     "adam_beta2",
     "adam_epsilon",
+    "optimizer_warmup_steps",
+    "optimizer_warmup_fraction",
+)
+"""Arguments of the optimizer. Who begins with a new one may change them."""
+
+FIXED = (
+    "seed",
+    "data_seed",
+    *OPTIMIZER,
     "max_grad_norm",
     "lr_scheduler_type",
     "lr_scheduler_kwargs",
@@ -87,26 +111,32 @@ class Override:
 def snapshot(args: MorphingConfig) -> dict[str, Any]:
     """The arguments that matter for a resume, as plain JSON."""
     names = [entry.name for entry in fields(args) if entry.init and entry.name not in IRRELEVANT]
-    return {**{name: _plain(getattr(args, name)) for name in names}, "world_size": args.world_size}
+    more = {"step_samples": args.step_samples, "world_size": args.world_size}
+    return {**{name: _plain(getattr(args, name)) for name in names}, **more}
 
 
-def compare(bundle: Bundle, now: Mapping[str, Any], schedule: Schedule) -> list[Override]:
+def compare(
+    bundle: Bundle, now: Mapping[str, Any], schedule: Schedule, course: Course, *, new_optimizer: bool = False
+) -> list[Override]:
     """What this run changes against the checkpoint.
 
     Args:
         now: `snapshot` of this run's arguments.
+        new_optimizer: the checkpoint's optimizer is left behind.
 
     Raises:
         CheckpointError: if it changes what must not change: a fixed argument, or an operation already executed.
     """
     saved = bundle.arguments
-    changed = [name for name in FIXED if saved.get(name) != now[name]]
+    free = OPTIMIZER if new_optimizer else ()
+    changed = [name for name in FIXED if saved.get(name) != now[name] and name not in free]
     if changed:
         listed = ", ".join(f"{name} (was {saved.get(name)!r}, is {now[name]!r})" for name in changed)
         raise CheckpointError(
             f"resume from {bundle.path}: {listed} must stay as it was. A resume may change {', '.join(OVERRIDABLE)} "
             "and the operations not yet executed; for anything else start a new run with model_name_or_path."
         )
+    _check_stages(bundle, course)
     for executed in bundle.state["executed"]:
         index = executed["index"]
         entry = schedule.at(index)
@@ -121,7 +151,32 @@ def compare(bundle: Bundle, now: Mapping[str, Any], schedule: Schedule) -> list[
     before, after = ahead(bundle.schedule, done), ahead(schedule.to_list(), done)
     if before != after:
         overrides.append(Override("schedule", before, after))
+    stages = [stage.facts() for stage in course.stages]
+    if len(stages) > 1 and stages != bundle.stages:
+        overrides.append(Override("stages", bundle.stages, stages))
     return overrides
+
+
+def _check_stages(bundle: Bundle, course: Course) -> None:
+    """Refuse a plan whose stages so far are others than those that the run went through.
+
+    Raises:
+        CheckpointError: naming the first that differs.
+    """
+    reached = len(bundle.state["stages"])
+    before, now = [stage["name"] for stage in bundle.stages][:reached], course.names[:reached]
+    if before != now:
+        raise CheckpointError(
+            f"resume from {bundle.path}: the run has been through the stages {', '.join(before)}, but the plan now "
+            f"begins with {', '.join(now)}. Change only what comes after stage {before[-1]!r}."
+        )
+    current, stage = bundle.stages[reached - 1], course.stages[reached - 1].facts()
+    if current["samples"] == stage["samples"] and current["data"] != stage["data"]:  # another number is told elsewhere
+        of = f" of stage {stage['name']!r}" if len(course.stages) > 1 else ""
+        raise CheckpointError(
+            f"resume from {bundle.path}: the training data{of} is not what it was. Resume with the same data, "
+            "tokenizer and block_size."
+        )
 
 
 def check_model(bundle: Bundle, fresh: RunState, saved: RunState) -> None:
@@ -193,14 +248,30 @@ def position_under(schedule: Schedule, position: Position, before: Sequence[Mapp
     return replace(position, pending=position.pending if stays else None).settle(schedule)
 
 
-def replayed(state: RunState, initial: Settings, schedule: Schedule) -> Settings:
-    """The settings now, had the run begun with `initial`: the executed operations, applied in order."""
-    settings = initial
-    for executed in state.executed:
+def replayed(state: RunState, initial: Settings, schedule: Schedule, course: Course) -> Settings:
+    """The settings now, had the run begun with `initial`: executed operations, stages and halvings, in order.
+
+    What was measured is taken over. Batches that were halved for want of memory stay so.
+    """
+    settings, stage = initial, 0
+    for number, executed in enumerate([*state.executed, {"stage": state.stage_index}]):
+        for halving in state.halvings:
+            if halving["executed"] == number:
+                settings = halved(settings, course.processes)
+        while stage < executed["stage"]:
+            stage += 1
+            settings = with_rate(settings, course.stages[stage])
+        if "index" not in executed:
+            break
         entry = schedule.at(executed["index"])
         assert entry is not None
-        if isinstance(entry.operation, HyperparameterOperation):
-            settings = entry.operation.update(settings, executed["step"])
+        if isinstance(entry.operation, MeasuredOperation):
+            if "measured" not in executed:
+                what = f"does not tell what {entry.operation.name} measured"
+                raise CheckpointError(f"checkpoint: {what}; resume from another one.")
+            settings = entry.operation.updated(settings, executed["measured"], course.processes)
+        elif isinstance(entry.operation, HyperparameterOperation):
+            settings = course.settled(entry.operation.update(settings, executed["step"]))
     return settings
 
 

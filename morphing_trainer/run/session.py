@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from morphing_trainer.data.cursor import CursorBatchSampler
+from morphing_trainer.data.orders import Ints
 from morphing_trainer.reporting.records import Upcoming
 from morphing_trainer.run.consensus import Consensus
+from morphing_trainer.run.course import Course
 from morphing_trainer.run.signals import StopRequest
 from morphing_trainer.run.state import RunState
+from morphing_trainer.run.statistics import LossMeter, Totals
+from morphing_trainer.run.timing import Stopwatch
 from morphing_trainer.schedule import Schedule
+from morphing_trainer.settings import Settings
 
 
 class Session:
@@ -20,19 +25,26 @@ class Session:
     `state.position.pending` holds the reason once one is; the trainer then ends its segment and applies it.
     """
 
-    def __init__(self, schedule: Schedule, state: RunState) -> None:
+    def __init__(self, schedule: Schedule, state: RunState, course: Course) -> None:
         self.schedule = schedule
         self.state = state
+        self.course = course
         self.consensus = Consensus()
         self.stop = StopRequest()
+        self.meter = LossMeter(state.totals.get(state.stage_name, Totals()))
         self.stopping = False
         self.listening = True
         """Whether evaluations count; not during a re-evaluation that only shows what an operation did."""
         self.saves = True
         """Whether the last checkpoint that was due has been saved; a dead model's is not."""
+        self.is_pressed: Callable[[], bool] = lambda: False
+        """Asked at the end of every step: whether memory has become short for this rank."""
+        self.pressed = False
+        """Whether it has for any rank, at the end of the last step."""
         self._sampler: CursorBatchSampler | None = None
         self._batches = self._fetched = self._samples = self._tokens = 0
         self._resumed_at = time.perf_counter()
+        self.stopwatch = Stopwatch(state.timing)
         self._seconds_before = state.seconds
 
     def open_segment(self, sampler: CursorBatchSampler) -> None:
@@ -40,14 +52,21 @@ class Session:
         self._sampler = sampler
         self._batches = self._fetched = self._samples = self._tokens = 0
 
-    def fetched(self, tokens: Sequence[int]) -> None:
-        """Tokens of each micro-batch of the optimizer step that is about to be computed, on this rank."""
+    def fetched(self, tokens: Sequence[int], tokens_of: Callable[[Ints], int] | None = None) -> None:
+        """An optimizer step is about to be computed.
+
+        Args:
+            tokens: size of each of its micro-batches on this rank.
+            tokens_of: tokens that samples really have, where batches are filled up to their longest one.
+        """
         assert self._sampler is not None
         self._fetched, self._samples, self._tokens = len(tokens), 0, 0
         for number, count in enumerate(tokens, self._batches):
-            share, extra = divmod(self._sampler.samples_in(number, 1), self._sampler.world_size)
-            mine = share + (self._sampler.rank < extra)
+            share = self._sampler.share(number)
+            mine = len(share)
             self._samples += mine
+            if tokens_of is not None:
+                count = tokens_of(self._sampler.cursor.arranged.indices[share.start : share.stop])
             self._tokens += count if mine else 0  # of a placeholder, none
 
     def seconds(self) -> float:
@@ -58,32 +77,63 @@ class Session:
         """An optimizer step has been made: advance the cursor, agree, and ask the schedule."""
         state = self.state
         assert self._sampler is not None
+        layout, before = self._sampler.layout, state.cursor.position
         state.step = step
-        samples = self._sampler.samples_in(self._batches, self._fetched)
-        state.cursor.advance(samples)
-        state.seconds = self.seconds()
-        state.epoch_closed = False
+        samples = layout.samples_in(self._batches, self._fetched)
         self._batches += self._fetched
+        state.cursor.advance_to(layout.position_after(self._batches))
+        seconds, state.seconds = state.seconds, self.seconds()
+        state.timing = self.stopwatch.profile()
+        state.epoch_closed = False
         # Rank 0 takes the other ranks' samples to be as long as its own, which packed blocks are.
         expected = state.tokens + (self._tokens * samples // self._samples if self._samples else 0)
         decision = self._ask(expected)
-        agreed = self.consensus.exchange(self.stop.signum is not None, decision, self._tokens)
+        agreed = self.consensus.exchange(self.stop.signum is not None, decision, self._tokens, self.is_pressed())
+        self.pressed = agreed.pressed
         state.tokens += agreed.tokens
+        state.stage_tokens += agreed.tokens
+        dropped = state.cursor.position - before - samples
+        step_totals = Totals(1, samples, agreed.tokens, dropped, seconds=state.seconds - seconds)
+        state.totals[state.stage_name] = state.totals.get(state.stage_name, Totals()) + step_totals
+        self.course.step_done(state)
         self.stopping = agreed.stop
         self._decide(agreed.decision)
 
-    def evaluated(self, step: int, loss: float) -> None:
-        """An evaluation has been made: remember its raw loss and ask the schedule."""
+    def enter(self, index: int) -> Settings:
+        """The next stage begins, see `Course.enter`."""
+        self.count_losses()
+        settings = self.course.enter(self.state, index)
+        self.meter = LossMeter(Totals())
+        return settings
+
+    def count_losses(self) -> None:
+        """Bring the loss in the stage's totals up to date. All ranks do it together."""
+        state = self.state
+        loss_sum, tokens = self.meter.read()
+        totals = state.totals.get(state.stage_name, Totals())
+        # Each rank has a share of the tokens, and scales its loss by the number of ranks.
+        sums = [figures[0] for figures in self.consensus.gathered([loss_sum])]
+        loss_sum = sum(sums) / len(sums)
+        state.totals[state.stage_name] = replace(totals, loss_sum=loss_sum, loss_tokens=tokens)
+
+    def evaluated(self, step: int, loss: float, rank_use: float | None = None) -> None:
+        """An evaluation has been made: remember its raw loss and ask the schedule.
+
+        Args:
+            rank_use: what an analysis beside it has found, None without one.
+        """
         loss = self.consensus.loss(loss)
         self.state.loss, self.state.evaluated_at = loss, step
         if not self.listening:
             return
+        if rank_use is not None:
+            self.state.rank_use = rank_use
         self.state.evaluations.append((step, loss))
-        decision = self._ask(self.state.tokens, evaluating=True)
+        decision = self._ask(self.state.tokens, evaluating=True, analysing=rank_use is not None)
         self._decide(self.consensus.exchange(False, decision, 0).decision)
 
     def begin(self) -> None:
-        """Ask the schedule before the first step: an operation with no wait is due at once."""
+        """Ask the schedule before the first step of a run or stage: an operation may be due at once."""
         self._decide(self.consensus.exchange(False, self._ask(self.state.tokens), 0).decision)
 
     @property
@@ -104,19 +154,26 @@ class Session:
         progress = f"due: {pending}" if pending else entry.trigger.progress(self.state.clock())
         return Upcoming(entry.operation.name, entry.operation.value, progress)
 
-    def applied(self) -> None:
-        """The pending operation has been applied."""
+    def applied(self, measured: Mapping[str, float] | None = None) -> None:
+        """The pending operation has been applied.
+
+        Args:
+            measured: what it was decided by, if it is one that measures.
+        """
         state = self.state
         entry = state.position.upcoming(self.schedule)
         assert entry is not None
-        state.executed.append({"index": state.position.done, "step": state.step, "entry": entry.to_dict()})
+        state.executed.append(
+            {"index": state.position.done, "step": state.step, "stage": state.stage_index, "entry": entry.to_dict()}
+            | ({} if measured is None else {"measured": dict(measured)})
+        )
         state.position = state.position.applied(self.schedule, state.step)
-        state.evaluations = []
+        state.evaluations, state.rank_use = [], None
 
-    def _ask(self, tokens: int, evaluating: bool = False) -> str | None:
+    def _ask(self, tokens: int, evaluating: bool = False, analysing: bool = False) -> str | None:
         if self.due:
             return None
-        clock = replace(self.state.clock(evaluating=evaluating), tokens=tokens)
+        clock = replace(self.state.clock(evaluating=evaluating), tokens=tokens, analysing=analysing)
         return self.state.position.ask(self.schedule, clock)
 
     def _decide(self, reason: str | None) -> None:

@@ -10,9 +10,15 @@ from typing import Any
 from morphing_trainer.data.cursor import Cursor
 from morphing_trainer.errors import CheckpointError, MorphError
 from morphing_trainer.lineage import ModelSpec
+from morphing_trainer.run.patience import Patience
+from morphing_trainer.run.statistics import Totals
+from morphing_trainer.run.timing import Profile, read_profile
 from morphing_trainer.schedule import Position
 from morphing_trainer.settings import Settings
 from morphing_trainer.triggers import Clock
+
+SINGLE = "train"
+"""The one stage of a run without a plan."""
 
 
 @dataclass
@@ -26,6 +32,12 @@ class RunState:
         began: the model where the run began.
         cursor: which samples have been trained on.
         position: where the run stands in its schedule.
+        stages: the stages that have been reached, and the optimizer step at which each began; the last is the current.
+        stage_end: optimizer step at which the current stage ends.
+        stage_tokens: training tokens seen in the current stage.
+        next_stage: number of the stage to go on with, where that is not the one behind the current.
+        epochs_before: epochs begun in stages before this one.
+        totals: what has been trained on, by stage.
         step: optimizer steps done.
         end: optimizer step at which the run ends.
         tokens: training tokens seen, over all processes.
@@ -33,7 +45,15 @@ class RunState:
         evaluations: (step, raw loss) since the last operation.
         loss, evaluated_at: the last evaluation loss, and the optimizer step that it was measured at.
         epoch_closed: the epoch that the cursor is in has been closed (its end events have fired).
-        executed: the operations that were applied: `index` in the schedule, optimizer `step`, and the `entry`.
+        timing: seconds by part of the work, see `run.timing`.
+        analysable: evaluations that the analysis has counted.
+        rank_use: share of the rank that adapters use, as last measured since the last operation.
+        ramp: the step at which the optimizer began without memory, and the steps in which its rate then rises.
+        patience: what early stopping remembers.
+        executed: the operations that were applied: `index` in the schedule, optimizer `step`, number of
+            the `stage`, and the `entry`; `measured`, if it is an operation that measures.
+        halvings: the steps that ran out of memory, after which batches were half as large: optimizer `step`, and how
+            many operations had been `executed` before.
     """
 
     spec: ModelSpec
@@ -43,6 +63,12 @@ class RunState:
     began: ModelSpec
     cursor: Cursor
     position: Position = field(default_factory=Position)
+    stages: dict[str, int] = field(default_factory=lambda: {SINGLE: 0})
+    stage_end: int = 0
+    stage_tokens: int = 0
+    next_stage: int | None = None
+    epochs_before: int = 0
+    totals: dict[str, Totals] = field(default_factory=dict)
     step: int = 0
     end: int = 0
     tokens: int = 0
@@ -51,7 +77,36 @@ class RunState:
     loss: float | None = None
     evaluated_at: int | None = None
     epoch_closed: bool = False
+    timing: Profile = field(default_factory=dict)
+    analysable: int = 0
+    rank_use: float | None = None
+    ramp: tuple[int, int] = (0, 0)
+    patience: Patience = field(default_factory=Patience)
     executed: list[dict[str, Any]] = field(default_factory=list)
+    halvings: list[dict[str, int]] = field(default_factory=list)
+
+    @property
+    def stage_name(self) -> str:
+        return next(reversed(self.stages))
+
+    @property
+    def stage_index(self) -> int:
+        return len(self.stages) - 1
+
+    @property
+    def stage_steps(self) -> int:
+        """Optimizer steps done in the current stage."""
+        return self.step - self.stages[self.stage_name]
+
+    @property
+    def stage_over(self) -> bool:
+        """Whether the current stage has been trained to its end."""
+        return self.step >= self.stage_end
+
+    @property
+    def rounds(self) -> int:
+        """Epochs begun before the current one, in all stages."""
+        return self.epochs_before + self.cursor.epoch
 
     def clock(self, *, evaluating: bool = False) -> Clock:
         """What triggers see now."""
@@ -63,6 +118,8 @@ class RunState:
             waited=self.step - self.position.since,
             evaluations=tuple(self.evaluations),
             evaluating=evaluating,
+            rank_use=self.rank_use,
+            stages=self.stages,
         )
 
     @property
@@ -105,6 +162,12 @@ class RunState:
             "cursor": self.cursor.state(),
             "position": {"done": self.position.done, "since": self.position.since, "pending": self.position.pending},
             "multipliers": self.multipliers,
+            "stages": self.stages,
+            "stage_end": self.stage_end,
+            "stage_tokens": self.stage_tokens,
+            "next_stage": self.next_stage,
+            "epochs_before": self.epochs_before,
+            "totals": {name: totals.to_dict() for name, totals in self.totals.items()},
             "step": self.step,
             "end": self.end,
             "tokens": self.tokens,
@@ -113,15 +176,24 @@ class RunState:
             "loss": None if self.loss is None else _written(self.loss),
             "evaluated_at": self.evaluated_at,
             "epoch_closed": self.epoch_closed,
+            "timing": self.timing,
+            "analysable": self.analysable,
+            "rank_use": None if self.rank_use is None else _written(self.rank_use),
+            "ramp": list(self.ramp),
+            "patience": self.patience.to_dict(),
             "executed": self.executed,
+            "halvings": self.halvings,
         }
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any], samples: int) -> RunState:
-        """Rebuild what `to_dict` wrote, for a training set of `samples` samples.
+    def from_dict(cls, data: Mapping[str, Any], fresh: Cursor) -> RunState:
+        """Rebuild what `to_dict` wrote.
+
+        Args:
+            fresh: the start of the current stage's data as it is now.
 
         Raises:
-            CheckpointError: if it is malformed, or the training set has another length.
+            CheckpointError: if it is malformed, or the data has another length.
         """
         try:
             return cls(
@@ -130,8 +202,14 @@ class RunState:
                 initial=Settings(**data["initial"]),
                 settings=Settings(**data["settings"]),
                 began=ModelSpec.from_dict(data["began"]),
-                cursor=Cursor.from_state(data["cursor"], samples),
+                cursor=Cursor.from_state(data["cursor"], fresh.length, fresh.arrangement),
                 position=Position(**data["position"]),
+                stages={str(name): int(step) for name, step in data["stages"].items()},
+                stage_end=int(data["stage_end"]),
+                stage_tokens=int(data["stage_tokens"]),
+                next_stage=None if data["next_stage"] is None else int(data["next_stage"]),
+                epochs_before=int(data["epochs_before"]),
+                totals={str(name): Totals.from_dict(totals) for name, totals in data["totals"].items()},
                 step=int(data["step"]),
                 end=int(data["end"]),
                 tokens=int(data["tokens"]),
@@ -140,14 +218,26 @@ class RunState:
                 loss=None if data["loss"] is None else float(data["loss"]),
                 evaluated_at=None if data["evaluated_at"] is None else int(data["evaluated_at"]),
                 epoch_closed=bool(data["epoch_closed"]),
+                timing=read_profile(data["timing"]),
+                analysable=int(data["analysable"]),
+                rank_use=None if data["rank_use"] is None else float(data["rank_use"]),
+                ramp=(int(data["ramp"][0]), int(data["ramp"][1])),
+                patience=Patience.from_dict(data["patience"]),
                 executed=[
-                    {"index": int(e["index"]), "step": int(e["step"]), "entry": e["entry"]} for e in data["executed"]
+                    {"index": int(e["index"]), "step": int(e["step"]), "stage": int(e["stage"]), "entry": e["entry"]}
+                    | ({"measured": _numbers(e["measured"])} if "measured" in e else {})
+                    for e in data["executed"]
                 ],
+                halvings=[{"step": int(e["step"]), "executed": int(e["executed"])} for e in data["halvings"]],
             )
         except MorphError:
             raise
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise CheckpointError(f"checkpoint: its state is not one that this library wrote ({error!r})") from error
+
+
+def _numbers(measured: Mapping[str, Any]) -> dict[str, float]:
+    return {str(name): value if isinstance(value, int) else float(value) for name, value in measured.items()}
 
 
 def _written(loss: float) -> float | str:

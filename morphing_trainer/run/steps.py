@@ -4,32 +4,36 @@ from __future__ import annotations
 
 import math
 
-from morphing_trainer.data.cursor import Cursor
+from morphing_trainer.data.cursor import Batch, Cursor
 from morphing_trainer.settings import Settings
 
 
-def steps_in(samples: int, settings: Settings, world_size: int, drop_last: bool) -> int:
-    """Optimizer steps that read `samples` consecutive samples of an epoch; a last, smaller one counts."""
-    per_micro_batch = settings.batch_size * world_size
-    micro_batches = samples // per_micro_batch if drop_last else -(-samples // per_micro_batch)
-    return -(-micro_batches // settings.grad_accum)
+def batch_of(settings: Settings, world_size: int, drop_last: bool) -> Batch:
+    """What is read at once under these settings."""
+    size = settings.batch_size
+    step_size = getattr(settings, "step_samples", None) or size * world_size * settings.grad_accum
+    return Batch(size, step_size, world_size, drop_last)
 
 
-def total_steps(epochs: float, cursor: Cursor, step: int, settings: Settings, world_size: int, drop_last: bool) -> int:
-    """Optimizer step at which a run of `epochs` epochs ends, as seen from `step` and the cursor's position.
+def total_steps(epochs: float, cursor: Cursor, batch: Batch) -> int:
+    """Optimizer steps from the cursor's position until `epochs` epochs of its data are done.
 
     At the start this is the Trainer's own number, ceil(epochs * steps per epoch). A fraction of an epoch is counted in
     steps if it lies ahead and in samples if the run is in it.
     """
     whole = math.floor(epochs)
-    per_epoch = steps_in(cursor.length, settings, world_size, drop_last)
-    if cursor.epoch < whole:
-        # Not from the fraction alone: 2.2 * 5 is 11, but 0.2 as what 2.2 has beyond 2 is a little more than a fifth.
-        ahead = math.ceil(epochs * per_epoch) - (cursor.epoch + 1) * per_epoch
-        return step + steps_in(cursor.remaining, settings, world_size, drop_last) + ahead
     if cursor.epoch > whole:
-        return step
-    if cursor.position == 0:
-        return step + math.ceil(epochs * per_epoch) - whole * per_epoch
+        return 0
+    if cursor.epoch < whole or cursor.position == 0:
+        last = cursor.layout(batch, whole).steps if epochs > whole else 1
+        # Not from the fraction alone: 2.2 * 5 is 11, but 0.2 as what 2.2 has beyond 2 is a little more than a fifth.
+        part = math.ceil(epochs * last) - whole * last
+        if cursor.epoch == whole:
+            return part
+        between = range(cursor.epoch + 1, whole)
+        if cursor.epochs_differ:
+            return cursor.layout(batch).steps + sum(cursor.layout(batch, epoch).steps for epoch in between) + part
+        return cursor.layout(batch).steps + len(between) * cursor.layout(batch, cursor.epoch).steps + part
     left = max(0, math.ceil(epochs * cursor.length) - whole * cursor.length - cursor.position)
-    return step + steps_in(left, settings, world_size, drop_last)
+    micro_batches = left // batch.global_size if batch.drop_last else -(-left // batch.global_size)
+    return -(-micro_batches // -(-batch.step_size // batch.global_size))

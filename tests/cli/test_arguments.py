@@ -133,7 +133,7 @@ def test_all_problems_of_a_file_are_reported_at_once_in_order(tmp_path: Path) ->
         "learning_rte: 3": "learning_rte: no such argument; did you mean 'learning_rate'?",
         "max-steps: 3": "max-steps: no such argument; did you mean 'max_steps'?",
         "lr: 3": "lr: no such argument; did you mean 'learning_rate'?",
-        "batch_size: 3": "batch_size: no such argument; did you mean 'per_device_train_batch_size'?",
+        "batchsize: 3": "batchsize: no such argument; did you mean 'batch_size'?",
         "qwqwqw: 3": "qwqwqw: no such argument; --help lists all names",
         "run_name: 5": "run_name: expected text, got the number 5; put it in quotes",
         "bf16: 1": "bf16: expected true or false, got the number 1",

@@ -206,6 +206,27 @@ SETTINGS: tuple[tuple[str, Any, dict[str, Any]], ...] = (
 """Operation, value, and what differs from `BEFORE` after it was applied at step 40."""
 
 
+MEASURED: tuple[tuple[Mapping[str, Any], Mapping[str, float], dict[str, Any]], ...] = (
+    ({"name": "adjust_batch_size", "value": None}, {"batch_size": 64}, {"batch_size": 64}),
+    ({"name": "adjust_batch_size", "value": {"target_vram_percent": 50}}, {"batch_size": 8}, {"batch_size": 8}),
+    (  # 36 samples a step, by 2 processes
+        {"name": "adjust_batch_size", "value": {"max_batch_size": 16}, "keep_effective": True},
+        {"batch_size": 8},
+        {"batch_size": 8, "grad_accum": 5, "step_samples": 72},
+    ),
+    (
+        {"name": "adjust_batch_size", "value": None, "keep_effective": True},
+        {"batch_size": 512},
+        {"batch_size": 36, "grad_accum": 1},
+    ),
+)
+"""An operation that measures, what it measured, and what differs from `BEFORE` after it in a run of 2 processes."""
+
+
+STAGES: tuple[tuple[str, Any], ...] = (("advance_stage", None), ("advance_stage", "finetune"))
+"""Operations on the course of a run, which leave model and settings alone: see tests/trainer/test_stages.py."""
+
+
 def without_case(
     operations: Mapping[str, type[Operation]],
     architecture: Iterable[Mapping[str, Any]],
@@ -231,5 +252,9 @@ def without_case(
     return missing
 
 
-if _missing := without_case(OPERATIONS, [case.written for case in ARCHITECTURE], {name for name, *_ in SETTINGS}):
+if _missing := without_case(
+    OPERATIONS,
+    [case.written for case in ARCHITECTURE],
+    {name for name, *_ in SETTINGS} | {written["name"] for written, *_ in MEASURED} | {name for name, _ in STAGES},
+):
     raise LookupError(f"tests/conformance/cases.py: no case for {', '.join(_missing)}")

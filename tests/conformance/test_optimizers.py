@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam, Optimizer, RMSprop
+from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam, Optimizer, RAdam, RMSprop
 
 from morphing_trainer import morph
 from morphing_trainer.errors import OperationError
 from morphing_trainer.lineage import AxisMap, Descent, Lineage, ModelSpec, transplant_states
-from tests.conformance.cases import Case
-from tests.conformance.common import described, expected, named, states, train, with_history
+from tests.conformance.cases import ARCHITECTURE, Case
+from tests.conformance.common import described, expected, named, of, states, train, with_history
 
 Make = Callable[[Any], Optimizer]
 
@@ -26,6 +26,11 @@ MAKERS: dict[str, tuple[Make, dict[str, int]]] = {
         {"exp_avg": 1, "exp_avg_sq": 2, "max_exp_avg_sq": 2},
     ),
     "Adam": (lambda p: Adam(p, lr=1e-3, betas=(0.8, 0.95)), {"exp_avg": 1, "exp_avg_sq": 2}),
+    "Adam-fused-amsgrad": (
+        lambda p: Adam(p, lr=1e-3, fused=True, amsgrad=True),
+        {"exp_avg": 1, "exp_avg_sq": 2, "max_exp_avg_sq": 2},
+    ),
+    "RAdam": (lambda p: RAdam(p, lr=1e-3), {"exp_avg": 1, "exp_avg_sq": 2}),
     "NAdam": (lambda p: NAdam(p, lr=1e-3), {"exp_avg": 1, "exp_avg_sq": 2}),
     "SGD": (lambda p: SGD(p, lr=1e-3, momentum=0.9, nesterov=True), {"momentum_buffer": 1}),
     "RMSprop": (lambda p: RMSprop(p, lr=1e-3, centered=True), {"square_avg": 2, "grad_avg": 1}),
@@ -104,6 +109,34 @@ def test_state_is_carried(kind: str, lora: str, written: dict[str, Any]) -> None
     start = {name: parameter.detach().clone() for name, parameter in named(new).items()}
     train(new, new_optimizer, 2, start=10)
     assert trained == {name for name, each in named(new).items() if not torch.equal(each.detach(), start[name])}
+
+
+FAMILIES = {case.name: case for case in reversed(ARCHITECTURE) if not case.inert}
+"""Operation -> its first case in the table that does something."""
+
+
+@every_optimizer
+def test_no_operation_has_an_optimizer_that_it_cannot_do(kind: str) -> None:
+    """Every operation, and every kind of state: what descends is carried to its order, what is born has none."""
+    make, orders = MAKERS[kind]
+    for case in FAMILIES.values():
+        model, optimizer = of(case, make=make)
+        before, lineage = states(model, optimizer), described(case, model).lineage
+        new, new_optimizer, _ = morph(model, case.written, optimizer)
+        after = states(new, new_optimizer)
+        for name in (name for name, parameter in named(new).items() if parameter.requires_grad):
+            origin = lineage.origins[name]
+            old = before[origin.ancestor] if isinstance(origin, Descent) and origin.moments == "carried" else {}
+            if not old:
+                assert not after[name] or after[name]["step"] == 0, (case.id, name)  # Adagrad makes it at once
+                continue
+            assert isinstance(origin, Descent)
+            assert after[name].keys() == old.keys()
+            for key, order in orders.items():
+                want = expected(old[key], origin.maps, order)
+                live = ~want.isnan()
+                assert torch.equal(after[name][key][live], want[live]), (case.id, name, key)
+        train(new, new_optimizer, 1, start=10)
 
 
 @every_optimizer

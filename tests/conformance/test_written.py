@@ -9,13 +9,24 @@ from typing import Any, ClassVar, Literal
 import pytest
 
 from morphing_trainer.errors import OperationError, ScheduleError
-from morphing_trainer.operations import NAMES, OPERATIONS, ArchitectureOperation, HyperparameterOperation
+from morphing_trainer.operations import (
+    NAMES,
+    OPERATIONS,
+    ArchitectureOperation,
+    HyperparameterOperation,
+    MeasuredOperation,
+)
 from morphing_trainer.schedule import Schedule
-from tests.conformance.cases import ARCHITECTURE, BEFORE, SETTINGS, without_case
+from tests.conformance.cases import ARCHITECTURE, BEFORE, MEASURED, SETTINGS, STAGES, without_case
 from tests.conformance.common import parsed
 
 WRITTEN = [case.written for case in ARCHITECTURE] + [{"name": name, "value": value} for name, value, _ in SETTINGS]
-COVERED = ([case.written for case in ARCHITECTURE], {name for name, *_ in SETTINGS})
+WRITTEN += [written for written, *_ in MEASURED]
+WRITTEN += [{"name": name, "value": value} for name, value in STAGES]
+COVERED = (
+    [case.written for case in ARCHITECTURE],
+    {name for name, *_ in SETTINGS} | {written["name"] for written, *_ in MEASURED} | {name for name, _ in STAGES},
+)
 
 
 def test_an_operation_an_alias_or_an_option_without_case_fails_collection() -> None:
@@ -82,6 +93,22 @@ def test_settings_after_an_operation(name: str, value: Any, changes: dict[str, A
         assert type(getattr(after, field)) is type(changed)
 
 
+@pytest.mark.parametrize(("written", "measured", "changes"), MEASURED, ids=lambda part: str(part))
+def test_settings_after_an_operation_that_measures(
+    written: dict[str, Any], measured: dict[str, float], changes: dict[str, Any]
+) -> None:
+    operation = parsed(written)
+    assert isinstance(operation, MeasuredOperation)
+    before = replace(BEFORE)
+    assert operation.update(before, step=40) == before, "in the dry run nothing is known"
+    after = operation.updated(before, measured, processes=2)
+    assert before == BEFORE, "updated is pure"
+    assert after == replace(BEFORE, **changes) == operation.updated(before, measured, processes=2)
+    assert operation.note({**measured, "memory_percent": 41.5}).startswith(
+        f"measured: a batch of {measured['batch_size']}"
+    )
+
+
 @pytest.mark.parametrize(
     ("batch", "value", "expected"),
     [(64, 0.5, 32), (64, 0.3, 16), (100, 1, 96), (20, 0.5, 8), (8, 1, 8), (4, 1, 8), (1000, 0.9, 896)],
@@ -115,6 +142,10 @@ BAD: list[tuple[str, Any]] = [
     *((name, value) for name in _COUNTS for value in (0, -1, 1.5, "3", None, True)),
     *(("set_warmup_iters", value) for value in (-1, 0.5, "3", None)),
     *(("set_batch_size_relative", value) for value in (0, 1.01, -0.5, None)),
+    *(("adjust_batch_size", value) for value in (8, [8], {"max_batch": 8}, {"max_batch_size": 7})),
+    *(("adjust_batch_size", {"target_vram_percent": value}) for value in (0, -1, 100.5, True, "80", None)),
+    *(("adjust_batch_size", {"max_batch_size": value}) for value in (8.5, 0, True, "80", None)),
+    *(("advance_stage", value) for value in (1, ["a"], True)),
     *(("reset_lr_schedule", value) for value in (1, "now", False)),
     *(("widen_mlp", value) for value in (1, 0.5, [2])),
     *(("stack_layers", value) for value in (1, 0.99, [], [0], [0, -1], [0, 1.5], "0, 1")),
@@ -141,6 +172,8 @@ def test_bad_values_are_refused_when_read(name: str, value: Any) -> None:
         ({"name": "widen_mlp", "value": 2, "noise": 2}, "noise.*less than or equal to 1"),
         ({"name": "widen_mlp", "value": 2, "noise": 0.1, "split": "newborn"}, "noise.*leave noise out"),
         ({"name": "widen_mlp", "value": 2, "slpit": "even"}, "slpit.*did you mean 'split'"),
+        ({"name": "adjust_batch_size", "keep_effective": 1}, "keep_effective.*a valid boolean"),
+        ({"name": "adjust_batch_size", "value": {"max_batch": 8}}, "did you mean 'max_batch_size'"),
         ({"name": "stack_layers"}, "value.*is missing"),
         ({"name": "stack_layer", "value": 2}, "did you mean 'stack_layers'"),
     ],

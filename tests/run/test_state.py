@@ -12,6 +12,8 @@ from morphing_trainer.data.cursor import Cursor
 from morphing_trainer.errors import CheckpointError, MorphError
 from morphing_trainer.lineage import ModelSpec, Site
 from morphing_trainer.run.state import RunState
+from morphing_trainer.run.statistics import Totals
+from morphing_trainer.run.timing import PARTS
 from morphing_trainer.schedule import Position
 from morphing_trainer.settings import Settings
 from morphing_trainer.triggers import Clock
@@ -33,7 +35,14 @@ def state(**changes: Any) -> RunState:
         "evaluations": [(35, 4.5), (40, math.inf)],
         "loss": 4.25,
         "epoch_closed": True,
-        "executed": [{"index": 0, "step": 30, "entry": {"name": "change_lr", "value": 2.0}}],
+        "stages": {"basics": 0, "finetune": 20},
+        "stage_end": 70,
+        "stage_tokens": 310,
+        "next_stage": 3,
+        "epochs_before": 2,
+        "totals": {"basics": Totals(20, 160, 2560, 3, 61.5, 2400, 8.25), "finetune": Totals(24, 190, 3072)},
+        "timing": dict.fromkeys(PARTS, 1.5),
+        "executed": [{"index": 0, "step": 30, "stage": 0, "entry": {"name": "change_lr", "value": 2.0}}],
     }
     cursor = Cursor(101, seed=3, epoch=1, position=60)
     return RunState(spec, groups, SETTINGS, SETTINGS, began, cursor, **{**values, **changes})
@@ -42,7 +51,7 @@ def state(**changes: Any) -> RunState:
 def test_round_trip_through_strict_json() -> None:
     before = state()
     data = json.loads(json.dumps(before.to_dict(), allow_nan=False))
-    after = RunState.from_dict(data, samples=101)
+    after = RunState.from_dict(data, Cursor(101, 3))
     assert after.to_dict() == before.to_dict()
     assert after.clock(evaluating=True) == before.clock(evaluating=True)
     assert (after.position, after.settings, after.cursor) == (before.position, before.settings, before.cursor)
@@ -53,7 +62,7 @@ def test_round_trip_through_strict_json() -> None:
 def test_any_loss_survives(loss: float | None) -> None:
     seen = [] if loss is None else [(40, loss)]
     text = json.dumps(state(loss=loss, evaluations=seen).to_dict(), allow_nan=False)
-    after = RunState.from_dict(json.loads(text), samples=101)
+    after = RunState.from_dict(json.loads(text), Cursor(101, 3))
     assert repr(after.loss) == repr(loss)
     assert repr(after.evaluations) == repr(seen)
 
@@ -67,6 +76,7 @@ def test_what_triggers_see() -> None:
         waited=14,
         evaluations=((40, 4.5),),
         evaluating=True,
+        stages={"basics": 0, "finetune": 20},
     )
 
 
@@ -99,7 +109,7 @@ def test_adapters() -> None:
     sites = {"transformer.h.0.attn.c_attn": Site(4, 5), "transformer.h.1.attn.c_proj": Site(2, 9)}
     run.spec = began.readapted(sites, alpha=9, attn=0)
     assert [run.multipliers[name] for name in names] == [1.5, 4.0, 0.0]
-    after = RunState.from_dict(json.loads(json.dumps(run.to_dict(), allow_nan=False)), samples=101)
+    after = RunState.from_dict(json.loads(json.dumps(run.to_dict(), allow_nan=False)), Cursor(101, 3))
     assert after.to_dict() == run.to_dict()
     assert dict(after.spec.sites) == sites
     assert after.began.divisors == began.divisors
@@ -126,7 +136,7 @@ def test_facts_of_a_record() -> None:
 
 def test_another_training_set_is_refused() -> None:
     with pytest.raises(CheckpointError, match="trained on 101 samples"):
-        RunState.from_dict(state().to_dict(), samples=102)
+        RunState.from_dict(state().to_dict(), Cursor(102, 3))
 
 
 @pytest.mark.parametrize(
@@ -151,8 +161,8 @@ def test_another_training_set_is_refused() -> None:
 )
 def test_a_malformed_state_is_an_error(key: str, value: Any) -> None:
     with pytest.raises(MorphError):
-        RunState.from_dict({**state().to_dict(), key: value}, samples=101)
+        RunState.from_dict({**state().to_dict(), key: value}, Cursor(101, 3))
     data = state().to_dict()
     del data[key]
     with pytest.raises(MorphError):
-        RunState.from_dict(data, samples=101)
+        RunState.from_dict(data, Cursor(101, 3))

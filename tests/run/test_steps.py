@@ -6,7 +6,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from morphing_trainer.data.cursor import Cursor, CursorBatchSampler
-from morphing_trainer.run.steps import steps_in, total_steps
+from morphing_trainer.run.steps import batch_of, total_steps
 from morphing_trainer.settings import Settings
 
 
@@ -16,14 +16,13 @@ def chosen(batch: int, accum: int) -> Settings:
 
 def epoch_steps(cursor: Cursor, settings: Settings, world: int, drop_last: bool, until: int | None = None) -> int:
     """Optimizer steps made by really reading the rest of the epoch (or `until` that position)."""
-    sampler = CursorBatchSampler(cursor, settings.batch_size, world, 0, drop_last)
+    sampler = CursorBatchSampler(cursor, batch_of(settings, world, drop_last))
     steps = read = 0
-    start, micro = cursor.position, len(sampler)
+    micro = len(sampler)
     while read < micro and (until is None or cursor.position < until):
         count = min(settings.grad_accum, micro - read)
         read += count
-        end = start + sampler.samples_in(0, read)
-        cursor.advance(end - cursor.position)
+        cursor.advance_to(sampler.layout.position_after(read))
         steps += 1
     return steps
 
@@ -40,10 +39,10 @@ _cases = st.fixed_dictionaries(
 
 
 @given(_cases, st.integers(0, 90))
-def test_steps_in_is_what_reading_takes(case: dict[str, int], position: int) -> None:
+def test_a_layout_has_as_many_steps_as_reading_takes(case: dict[str, int], position: int) -> None:
     settings = chosen(case["batch"], case["accum"])
     cursor = Cursor(case["length"], 0, position=min(position, case["length"]))
-    expected = steps_in(cursor.remaining, settings, case["world"], bool(case["drop_last"]))
+    expected = cursor.layout(batch_of(settings, case["world"], bool(case["drop_last"]))).steps
     assert epoch_steps(cursor, settings, case["world"], bool(case["drop_last"])) == expected
 
 
@@ -54,7 +53,7 @@ def test_whole_epochs_end_when_all_is_read(
     """From anywhere, with any settings: as many steps as reading the rest of this epoch and all later ones takes."""
     settings, world, drop_last = chosen(case["batch"], case["accum"]), case["world"], bool(case["drop_last"])
     cursor = Cursor(case["length"], 0, epoch=epoch, position=min(position, case["length"]))
-    predicted = total_steps(epochs, cursor, step, settings, world, drop_last)
+    predicted = step + total_steps(epochs, cursor, batch_of(settings, world, drop_last))
     while cursor.epoch < epochs:
         step += epoch_steps(cursor, settings, world, drop_last)
         cursor.next_epoch()
@@ -66,36 +65,36 @@ def test_whole_epochs_end_when_all_is_read(
 def test_at_the_start_it_is_the_number_of_the_plain_trainer(case: dict[str, int], epochs: float) -> None:
     settings, world, drop_last = chosen(case["batch"], case["accum"]), case["world"], bool(case["drop_last"])
     cursor = Cursor(case["length"], 0)
-    micro = len(CursorBatchSampler(cursor, settings.batch_size, world, 0, drop_last))
+    micro = len(CursorBatchSampler(cursor, batch_of(settings, world, drop_last)))
     per_epoch = micro // settings.grad_accum + int(micro % settings.grad_accum > 0)
-    total = total_steps(epochs, cursor, 0, settings, world, drop_last)
+    total = total_steps(epochs, cursor, batch_of(settings, world, drop_last))
     assert total == math.ceil(epochs * per_epoch)
     # The same number seen from the start of any later epoch.
     for epoch in range(math.floor(epochs) + 1):
         later = Cursor(case["length"], 0, epoch=epoch)
-        assert total_steps(epochs, later, epoch * per_epoch, settings, world, drop_last) == total
+        assert epoch * per_epoch + total_steps(epochs, later, batch_of(settings, world, drop_last)) == total
 
 
 @given(_cases, st.floats(0.01, 0.99), st.integers(1, 90))
 def test_inside_a_last_fraction_of_an_epoch_samples_count(case: dict[str, int], fraction: float, position: int) -> None:
     settings, world = chosen(case["batch"], case["accum"]), case["world"]
     cursor = Cursor(case["length"], 0, position=min(position, case["length"]))
-    predicted = total_steps(fraction, cursor, 7, settings, world, False)
+    predicted = 7 + total_steps(fraction, cursor, batch_of(settings, world, False))
     until = math.ceil(fraction * case["length"])
     assert predicted == 7 + epoch_steps(cursor, settings, world, False, until)
 
 
 def test_a_run_that_is_over_needs_no_more_steps() -> None:
     settings = chosen(4, 1)
-    assert total_steps(1, Cursor(20, 0, epoch=1), 5, settings, 1, False) == 5
-    assert total_steps(1, Cursor(20, 0, epoch=2, position=3), 8, settings, 1, False) == 8
-    assert total_steps(1.5, Cursor(20, 0, epoch=1, position=16), 9, settings, 1, False) == 9
+    assert 5 + total_steps(1, Cursor(20, 0, epoch=1), batch_of(settings, 1, False)) == 5
+    assert 8 + total_steps(1, Cursor(20, 0, epoch=2, position=3), batch_of(settings, 1, False)) == 8
+    assert 9 + total_steps(1.5, Cursor(20, 0, epoch=1, position=16), batch_of(settings, 1, False)) == 9
 
 
 def test_a_change_of_the_batch_in_the_middle() -> None:
     cursor = Cursor(100, 0)
-    assert total_steps(2, cursor, 0, chosen(10, 1), 1, False) == 20
-    cursor.advance(30)
-    assert total_steps(2, cursor, 3, chosen(20, 1), 1, False) == 3 + 4 + 5
-    assert total_steps(2, cursor, 3, chosen(20, 1), 1, True) == 3 + 3 + 5
-    assert total_steps(2, cursor, 3, chosen(10, 4), 2, False) == 3 + 1 + 2
+    assert total_steps(2, cursor, batch_of(chosen(10, 1), 1, False)) == 20
+    cursor.advance_to(30)
+    assert 3 + total_steps(2, cursor, batch_of(chosen(20, 1), 1, False)) == 3 + 4 + 5
+    assert 3 + total_steps(2, cursor, batch_of(chosen(20, 1), 1, True)) == 3 + 3 + 5
+    assert 3 + total_steps(2, cursor, batch_of(chosen(10, 4), 2, False)) == 3 + 1 + 2

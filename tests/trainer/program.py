@@ -21,9 +21,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainerCallback
 
-from morphing_trainer import LoraArguments, add_adapters, checkpointing
+from morphing_trainer import LoraArguments, MorphingTrainer, add_adapters
+from morphing_trainer.layers import checkpointing
 from morphing_trainer.run import applying
-from tests.support import Tokens, losses, tiny_model, trainer, weights
+from tests.support import Tokens, losses, staged_data, tiny_model, trainer, weights
+
+OUT_OF_MEMORY = torch.OutOfMemoryError(
+    "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 23.68 GiB"
+)
 
 
 @dataclass(frozen=True)
@@ -33,23 +38,28 @@ class Job:
     Attributes:
         folder: of the run. Results of rank r are left in `<folder>-results/<r>.json` and `.safetensors`.
         resume: `resume_from_checkpoint`; "if possible" is True if there is a checkpoint, and a fresh start otherwise.
+        staged: train in the three stages of `staged_data`, one of them in texts that go on from sample to sample.
         pause: seconds to sleep at the end of each step.
         signals: signal to raise in a rank during a step: (rank, step, signal number), any number of times.
         ignoring: the process is started with SIGINT and SIGTERM ignored, as a shell starts what is in its background.
         lora: adapters that the model starts with.
-        fails: (rank, what): this rank runs out of memory when it is to "grow", of disk when it is to "save" or "write".
+        fails: (rank, what): this rank runs out of memory when it is to "grow", in the last micro-batch of a "step", or
+            in a "trial" of more than 8 samples; of disk when it is to "save" or "write".
+        pressed: (rank, step): memory is short for this rank at the end of this step.
     """
 
     folder: Path
     schedule: list[dict[str, Any]]
     resume: bool | str = False
     samples: int = 41
+    staged: bool = False
     dropout: float = 0.0
     lora: LoraArguments = field(default_factory=LoraArguments)
     pause: float = 0.0
     signals: list[tuple[int, int, int]] = field(default_factory=list)
     ignoring: bool = False
     fails: tuple[int, str] | None = None
+    pressed: tuple[int, int] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -74,9 +84,13 @@ class Interferes(TrainerCallback):
     def __init__(self, job: Job, rank: int) -> None:
         self.job = job
         self.rank = rank
+        self.trainer: MorphingTrainer | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.job.begun.touch()
+        if self.job.pressed is not None:
+            assert self.trainer is not None and self.trainer.session is not None
+            self.trainer.session.is_pressed = lambda: self.job.pressed == (self.rank, state.global_step)
 
     def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         for rank, step, signum in self.job.signals:
@@ -85,6 +99,23 @@ class Interferes(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         time.sleep(self.job.pause)
+
+
+class RunsOut:
+    """A hook on the last block: above `largest` samples memory runs out there, after `after` micro-batches.
+
+    By then dropout has drawn, and micro-batches of the step may have left their gradients.
+    """
+
+    def __init__(self, largest: int, after: int = 0, error: Exception = OUT_OF_MEMORY) -> None:
+        self.largest, self.after, self.error = largest, after, error
+        self.calls = 0
+
+    def __call__(self, module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        if module.training:
+            self.calls += 1
+            if self.calls > self.after and len(inputs[0]) > self.largest:
+                raise type(self.error)(*self.error.args)
 
 
 def fail(error: Exception) -> Callable[..., NoReturn]:
@@ -109,11 +140,16 @@ def run(job: Job, environment: Mapping[str, str]) -> None:
     model = add_adapters(model, job.lora)  # type: ignore[assignment]
     backend = {"ddp_backend": "gloo"} if environment else {}
     options = {"disable_tqdm": True, "save_total_limit": 100, **backend, **job.options}
-    made = trainer(
-        job.folder, job.schedule, model, data=Tokens(job.samples), callbacks=[Interferes(job, rank)], **options
-    )
+    data = {"stages": staged_data()} if job.staged else {"data": Tokens(job.samples)}
+    interferes = Interferes(job, rank)
+    made = trainer(job.folder, job.schedule, model, callbacks=[interferes], **data, **options)
+    interferes.trainer = made
     if job.fails == (rank, "grow"):
         applying.grow = fail(MemoryError("no memory left"))  # type: ignore[assignment]
+    if job.fails == (rank, "step"):
+        made.model.transformer.h[-1].mlp.register_forward_pre_hook(RunsOut(1, 7))
+    if job.fails == (rank, "trial"):
+        made.model.transformer.h[-1].mlp.register_forward_pre_hook(RunsOut(8))
     if job.fails == (rank, "save"):
         checkpointing.staging_folder = fail(OSError("no space left"))  # type: ignore[assignment]
     if job.fails == (rank, "write"):

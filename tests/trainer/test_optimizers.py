@@ -15,6 +15,16 @@ from tests.trainer.common import applied, entry
 WIDEN = entry("widen_mlp", 2, 3)
 
 
+class Strange(torch.optim.SGD):
+    """Remembers something of its own."""
+
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self.state[parameter]["trace"] = torch.zeros_like(parameter)
+        return super().step(closure)
+
+
 @pytest.mark.parametrize("optim", ["adamw_torch", "sgd", "adagrad", "rmsprop"])
 def test_memory_goes_along(optim: str, tmp_path: Path) -> None:
     run = trainer(tmp_path, [WIDEN, entry("stack_layers", 2, 2)], optim=optim, max_steps=8)
@@ -42,6 +52,15 @@ def test_an_optimizer_of_ones_own_is_judged_alike(tmp_path: Path) -> None:
     optimizer = torch.optim.Adafactor(model.parameters(), lr=1e-2)
     with pytest.raises(ScheduleError, match="Adafactor remembers 'col_var', 'row_var'"):
         trainer(tmp_path, [WIDEN], model, optimizers=(optimizer, None))
+
+
+@pytest.mark.parametrize(
+    ("kind", "state"), [(torch.optim.Adamax, "'exp_inf'"), (torch.optim.Adadelta, "'acc_delta'"), (Strange, "'trace'")]
+)
+def test_every_kind_of_memory_without_a_rule_is_named(kind: Any, state: str, tmp_path: Path) -> None:
+    model = tiny_model()
+    with pytest.raises(ScheduleError, match=f"{kind.__name__} remembers {state}, for which there is no rule"):
+        trainer(tmp_path, [WIDEN], model, optimizers=(kind(model.parameters(), lr=1e-2), None))
 
 
 def test_copies_need_no_rule(tmp_path: Path) -> None:

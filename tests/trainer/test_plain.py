@@ -1,4 +1,7 @@
-"""With an empty schedule a `MorphingTrainer` trains as `transformers.Trainer` does, to the last bit."""
+"""With an empty schedule a `MorphingTrainer` trains as `transformers.Trainer` does, to the last bit.
+
+But for weight decay: ours leaves embeddings out, and has the optimizer's own default. Both are told to the plain one.
+"""
 
 from __future__ import annotations
 
@@ -33,9 +36,18 @@ def with_columns() -> datasets.Dataset:
     return datasets.Dataset.from_dict(columns)
 
 
+class Plain(Trainer):
+    """Trainer as it is, with embeddings taken from the parameters that decay."""
+
+    def get_decay_parameter_names(self, model: Any) -> list[str]:
+        names = super().get_decay_parameter_names(model)
+        assert {"transformer.wte.weight", "transformer.wpe.weight"} < {*names}
+        return [name for name in names if name not in ("transformer.wte.weight", "transformer.wpe.weight")]
+
+
 def run(kind: type[Trainer], folder: Path, data: Any, **changes: Any) -> Trainer:
     options = {**COMMON, **changes}
-    if kind is Trainer:
+    if kind is not MorphingTrainer:
         args = TrainingArguments(str(folder), **{**DEFAULTS, "logging_nan_inf_filter": False, **options})
     else:
         args = arguments(folder, **options)
@@ -49,16 +61,20 @@ def run(kind: type[Trainer], folder: Path, data: Any, **changes: Any) -> Trainer
 def history(trainer: Trainer) -> list[dict[str, Any]]:
     """What was logged, without what depends on the clock, and without the epoch.
 
-    `Trainer` counts a last, smaller batch as much as a full one there; `MorphingTrainer` counts samples.
+    `Trainer` counts a last, smaller batch as much as a full one there; `MorphingTrainer` counts samples, and says in
+    every line how much has been computed.
     """
-    names = ("loss", "learning_rate", "grad_norm", "step", "eval_loss", "train_loss", "total_flos")
-    return [{name: entry[name] for name in names if name in entry} for entry in trainer.state.log_history]
+    names = ("loss", "learning_rate", "grad_norm", "step", "eval_loss", "train_loss")
+    lines = [{name: entry[name] for name in names if name in entry} for entry in trainer.state.log_history]
+    return [*lines, {"total_flos": trainer.state.log_history[-1]["total_flos"]}]
 
 
 @pytest.mark.parametrize(
     "changes",
     [
         pytest.param({}, id="random"),
+        pytest.param({"weight_decay": 0.0}, id="no decay"),
+        pytest.param({"optim": "sgd", "optim_args": "momentum=0.5"}, id="sgd"),
         pytest.param({"train_sampling_strategy": "sequential"}, id="sequential"),
         pytest.param({"max_steps": 10}, id="max_steps over three epochs"),
         pytest.param({"dataloader_drop_last": True}, id="drop_last"),
@@ -69,7 +85,7 @@ def history(trainer: Trainer) -> list[dict[str, Any]]:
     ],
 )
 def test_equals_trainer(tmp_path: Path, changes: dict[str, Any]) -> None:
-    plain = run(Trainer, tmp_path / "plain", Tokens(41), **changes)
+    plain = run(Plain, tmp_path / "plain", Tokens(41), **changes)
     morphing = run(MorphingTrainer, tmp_path / "morphing", Tokens(41), **changes)
     assert history(morphing) == history(plain)
     assert same(weights(morphing), weights(plain))
@@ -80,8 +96,22 @@ def test_equals_trainer(tmp_path: Path, changes: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_equals_trainer_on_a_dataset_with_extra_columns(tmp_path: Path, workers: int) -> None:
-    plain = run(Trainer, tmp_path / "plain", with_columns(), dataloader_num_workers=workers)
+    plain = run(Plain, tmp_path / "plain", with_columns(), dataloader_num_workers=workers)
     morphing = run(MorphingTrainer, tmp_path / "morphing", with_columns(), dataloader_num_workers=workers)
+    assert history(morphing) == history(plain)
+    assert same(weights(morphing), weights(plain))
+
+
+def test_without_decay_it_is_trainer_as_it_is(tmp_path: Path) -> None:
+    plain = run(Trainer, tmp_path / "plain", Tokens(41), weight_decay=0.0)
+    morphing = run(MorphingTrainer, tmp_path / "morphing", Tokens(41), weight_decay=0.0)
+    assert history(morphing) == history(plain)
+    assert same(weights(morphing), weights(plain))
+
+
+def test_the_default_is_adamw_with_its_own_decay(tmp_path: Path) -> None:
+    plain = run(Plain, tmp_path / "plain", Tokens(41), weight_decay=0.01)
+    morphing = run(MorphingTrainer, tmp_path / "morphing", Tokens(41), weight_decay=None)
     assert history(morphing) == history(plain)
     assert same(weights(morphing), weights(plain))
 

@@ -37,6 +37,7 @@ OPTIONS = {
     "lr_scheduler_type": "cosine",
     "dataloader_drop_last": False,
     "weight_decay": 0.1,
+    "adam_epsilon": 1e-5,  # far above rounding, which Adam would blow up where a gradient is zero
 }
 
 
@@ -64,7 +65,7 @@ def test_two_ranks_equal_one_process(tmp_path: Path) -> None:
     ours, theirs = pair.weights(), single.weights()
     assert ours.keys() == theirs.keys()
     for name in ours:
-        torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=2e-4)
+        torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=1e-4)
 
 
 def test_resume_is_exact(tmp_path: Path) -> None:
@@ -91,12 +92,18 @@ def test_a_signal_to_one_rank_stops_all(tmp_path: Path) -> None:
     assert same(stopped.weights(), whole.weights())
 
 
-def test_another_number_of_processes_is_refused(tmp_path: Path) -> None:
-    saving = {"save_strategy": "steps", "save_steps": 2, "max_steps": 2}
-    complete(job(tmp_path / "run", options=saving))
-    again = job(tmp_path / "run", resume=True, options=saving)
-    assert finish(start(again, 2)) == [1, 1]
-    assert "was saved by 1 process(es), this run has 2" in (again.results / "1.log").read_text()
+def test_another_number_of_processes_goes_on_with_the_next_samples(tmp_path: Path) -> None:
+    """Without dropout, which each rank draws for itself, losses are those of the run that was not interrupted."""
+    saving = {"save_strategy": "steps", "save_steps": 1}
+    pair = complete(job(tmp_path / "pair", options=saving), processes=2)
+    single = {"per_device_train_batch_size": 4, **saving}
+    for step in (5, 11):
+        alone = job(tmp_path / f"alone-{step}", resume=str(pair.folder / f"checkpoint-{step}"), options=single)
+        complete(alone)
+        assert alone.losses() == pytest.approx(pair.losses(), rel=2e-5)
+    both = job(tmp_path / "both", resume=str(alone.folder / "checkpoint-13"), options=saving)
+    complete(both, processes=2)
+    assert both.losses() == pytest.approx(pair.losses(), rel=2e-5)
 
 
 def test_averaging_tokens_per_process_is_refused(tmp_path: Path) -> None:

@@ -39,8 +39,9 @@ class Loop:
     step: int = 0
 
     def __post_init__(self) -> None:
-        decayed = [p for n, p in self.model.named_parameters() if n.endswith("weight") and "ln_" not in n]
-        rest = [p for n, p in self.model.named_parameters() if not (n.endswith("weight") and "ln_" not in n)]
+        still = ("bias", "ln_", "wte", "wpe")
+        decayed = [p for n, p in self.model.named_parameters() if not any(part in n for part in still)]
+        rest = [p for n, p in self.model.named_parameters() if any(part in n for part in still)]
         groups = [{"params": decayed, "weight_decay": DECAY}, {"params": rest, "weight_decay": 0.0}]
         self.optimizer: Any = torch.optim.AdamW(groups, lr=self.rate, eps=1e-8, fused=True)
 

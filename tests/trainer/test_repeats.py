@@ -174,7 +174,7 @@ def test_what_has_been_done_must_stay(whole: MorphingTrainer, tmp_path: Path, op
 
 
 def test_a_checkpoint_holds_the_endless_form(whole: MorphingTrainer) -> None:
-    saved = read_bundle(whole.run_folder / "checkpoint-15", 1)
+    saved = read_bundle(whole.run_folder / "checkpoint-15")
     assert Schedule.of(list(saved.schedule)) == whole.schedule
     assert saved.schedule[-1]["repeat"] == "end"
     assert [line["index"] for line in saved.state["executed"]] == [*range(8)]

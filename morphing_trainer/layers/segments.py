@@ -18,18 +18,17 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import has_length
 
-from morphing_trainer.checkpointing import CheckpointingTrainer
 from morphing_trainer.data.cursor import CursorBatchSampler
 from morphing_trainer.data.feeding import first_samples, segment_loader
 from morphing_trainer.data.loading import QuietLoader
 from morphing_trainer.engine import groups_of
+from morphing_trainer.layers.recovering import RecoveringTrainer
 from morphing_trainer.run.applying import CurrentModel, bare_optimizer
-from morphing_trainer.run.beginning import new_cursor
 from morphing_trainer.run.learning_rate import STATEFUL, make_scheduler, scale_peaks
-from morphing_trainer.run.steps import steps_in
+from morphing_trainer.run.state import RunState
 
 
-class SegmentedTrainer(CheckpointingTrainer):
+class SegmentedTrainer(RecoveringTrainer):
     """The loop of `MorphingTrainer`."""
 
     _scheduler_state: Mapping[str, Any]
@@ -41,6 +40,14 @@ class SegmentedTrainer(CheckpointingTrainer):
         """Apply the operation that is due."""
         raise NotImplementedError
 
+    def _enter_stage(self) -> None:
+        """Begin the next stage of the plan."""
+        raise NotImplementedError
+
+    def _fresh_state(self) -> RunState:
+        """The state of a run that begins now."""
+        raise NotImplementedError
+
     # ---- What the inherited loop asks for --------------------------------------------------------------------------
 
     def get_train_dataloader(self) -> Any:
@@ -48,15 +55,19 @@ class SegmentedTrainer(CheckpointingTrainer):
         return self._segment()[0]
 
     def _segment(self) -> tuple[QuietLoader, CursorBatchSampler]:
-        cursor = self.session.state.cursor if self.session else new_cursor(self.train_dataset, self.args)
-        dataset, collate = self.train_dataset, self.data_collator
-        if isinstance(dataset, datasets.Dataset):
-            dataset = self._remove_unused_columns(dataset, description="Training")
-        else:
-            collate = self._get_collator_with_removed_columns(collate, description="Training")
+        state = self.session.state if self.session else self._fresh_state()
+        cursor, batch = state.cursor, self.course.batch(state.settings)
+        dataset, collate = self._samples()
         # Only the first iterator of an epoch may draw random numbers, as plain training does: see `QuietLoader`.
         quiet = cursor.position > 0
-        return segment_loader(dataset, collate, cursor, self.args, self.args.device, preserve_rng=quiet)
+        return segment_loader(dataset, collate, cursor, batch, self.args, self.args.device, preserve_rng=quiet)
+
+    def _samples(self) -> tuple[Any, Any]:
+        """The training data, and what makes batches of them."""
+        dataset, collate = self.train_dataset, self.data_collator
+        if isinstance(dataset, datasets.Dataset):
+            return self._remove_unused_columns(dataset, description="Training"), collate
+        return dataset, self._get_collator_with_removed_columns(collate, description="Training")
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         """As inherited, over the first `eval_iters` batches."""
@@ -71,22 +82,37 @@ class SegmentedTrainer(CheckpointingTrainer):
         """As inherited; what the next step is computed from is counted on the way."""
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self.session is not None:
-            self.session.fetched([batch[self._tokens_key(batch)].numel() for batch in batches])
+            tokens = [batch[self._tokens_key(batch)].numel() for batch in batches]
+            self.session.fetched(tokens, getattr(self.train_dataset, "tokens_of", None))
+            self.session.meter.step(sum(tokens) if items is None else items)
         return batches, items
 
     def _tokens_key(self, batch: Mapping[str, Any]) -> str:
         return "input_ids" if "input_ids" in batch else next(iter(batch))
 
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        """As inherited; the loss is summed up for the run's statistics."""
+        loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
+        if self.session is not None:
+            self.session.meter.add(loss)
+        return loss
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        assert self.session is not None
+        self.session.count_losses()
+        super()._save_checkpoint(model, trial)
+
     def set_initial_training_values(self, args: Any, dataloader: Any) -> tuple[Any, ...]:
         """Epochs, steps and samples of the run, for a loop whose batches may change size."""
         assert self.session is not None
         state = self.session.state
-        per_epoch = steps_in(state.cursor.length, state.settings, args.world_size, args.dataloader_drop_last)
-        self._shown_epochs = math.ceil(args.num_train_epochs if args.max_steps <= 0 else state.end / per_epoch)
-        # A run of `max_steps` takes as many epochs as it needs: no fewer steps than one each.
-        epochs = state.cursor.epoch + state.end + 1 if args.max_steps > 0 else self._shown_epochs
+        per_epoch = self.course.steps_in_epoch(state)
+        in_epochs = len(self.course.stages) == 1 and args.max_steps <= 0
+        self._shown_epochs = math.ceil(args.num_train_epochs if in_epochs else state.end / per_epoch)
+        # A run whose length is given in steps takes as many epochs as it needs: no fewer steps than one each.
+        epochs = self._shown_epochs if in_epochs else state.rounds + state.end + 1
         total_batch = self.get_total_train_batch_size(args)
-        samples = state.end * total_batch if args.max_steps > 0 else state.cursor.length * args.num_train_epochs
+        samples = state.cursor.length * args.num_train_epochs if in_epochs else state.end * total_batch
         return epochs, per_epoch, state.cursor.length, samples, total_batch, len(dataloader), state.end
 
     def _init_training_state(
@@ -101,9 +127,11 @@ class SegmentedTrainer(CheckpointingTrainer):
         super()._init_training_state(
             max_steps, num_update_steps_per_epoch, self._shown_epochs, resume_from_checkpoint, trial
         )
+        if self.args.reset_history:
+            self.state.log_history = []
         self.state.compute_steps(self.args, max_steps)  # a checkpoint brings the intervals of the run before
         self._show_settings()
-        return self.session.state.cursor.epoch, 0
+        return self.session.state.rounds, 0
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> Any:
         """The learning-rate schedule under the run's settings, taken up where it stood."""
@@ -119,7 +147,7 @@ class SegmentedTrainer(CheckpointingTrainer):
     def _scheduler_at(self, position: int, optimizer: Optimizer | None = None) -> LRScheduler:
         assert self.session is not None
         state = self.session.state
-        return make_scheduler(self.args, optimizer or self.optimizer, state.settings, state.end, position)
+        return make_scheduler(self.args, optimizer or self.optimizer, state.settings, state.end, position, state.ramp)
 
     @property
     def _custom_scheduler(self) -> bool:
@@ -137,7 +165,7 @@ class SegmentedTrainer(CheckpointingTrainer):
         super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         state = self.session.state
         if not state.groups:
-            state.groups = groups_of(self.model, bare_optimizer(self), state.spec)
+            state.groups = groups_of(self.model, bare_optimizer(self), state.spec, self._usual_groups())
         return CurrentModel(self), train_dataloader
 
     def prepare_again(self, scheduler_state: Mapping[str, Any]) -> None:
@@ -176,19 +204,24 @@ class SegmentedTrainer(CheckpointingTrainer):
             self._load_rng_state(resume_from_checkpoint)
         elif state.step == 0 and not state.executed:
             session.begin()
-        if epoch != state.cursor.epoch:
-            state.cursor.next_epoch()
+        if epoch != state.rounds:
+            if state.stage_over and state.step < state.end:
+                self._enter_stage()
+            else:
+                state.cursor.next_epoch()
         if state.step >= state.end:
             self.control.should_training_stop = True
+        if self.control.should_training_stop:
             return
         while True:
             loader, sampler = self._segment()
             session.open_segment(sampler)
-            if session.epoch_over:
+            if session.epoch_over or state.stage_over:
                 self._end_epoch(trial, epoch, ignore_keys_for_eval, start_time)
                 return
             if session.due:
-                self._apply_due(trial, ignore_keys_for_eval)
+                with session.stopwatch.during("morphs"):
+                    self._apply_due(trial, ignore_keys_for_eval)
                 continue
             self.control.should_epoch_stop = False
             super()._run_epoch(
@@ -196,7 +229,7 @@ class SegmentedTrainer(CheckpointingTrainer):
                 epoch=epoch,
                 train_dataloader=loader,
                 steps_in_epoch=len(sampler),
-                num_update_steps_per_epoch=-(-len(sampler) // state.settings.grad_accum),
+                num_update_steps_per_epoch=sampler.layout.steps,
                 trial=trial,
                 ignore_keys_for_eval=ignore_keys_for_eval,
                 start_time=start_time,
@@ -205,7 +238,9 @@ class SegmentedTrainer(CheckpointingTrainer):
                 steps_trained_in_current_epoch=0,
             )
             loader.end()  # a loader left in the middle would stay registered with accelerate
-            if self.control.should_training_stop or not session.due or session.epoch_over:
+            if self._repeats:  # the step ran out of memory and comes again, in smaller batches
+                continue
+            if self.control.should_training_stop or not session.due or session.epoch_over or state.stage_over:
                 return
 
     def _end_epoch(self, trial: Any, epoch: int, ignore_keys_for_eval: list[str] | None, start_time: float) -> None:

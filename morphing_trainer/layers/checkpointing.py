@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import shutil
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Trainer
+from transformers import set_seed
 
 from morphing_trainer.callback import SegmentHandler
 from morphing_trainer.checkpoint import adapters, latest_valid, prune, publish, staging_folder, write_manifest
@@ -17,18 +18,20 @@ from morphing_trainer.checkpoint.store import checkpoints
 from morphing_trainer.config import MorphingConfig
 from morphing_trainer.engine import optimizer_names, rebuild_optimizer
 from morphing_trainer.errors import CheckpointError, ModelError
+from morphing_trainer.layers.optimizing import OptimizingTrainer
 from morphing_trainer.lineage import ModelSpec
 from morphing_trainer.lora import without_adapters
 from morphing_trainer.run.applying import bare_optimizer
 from morphing_trainer.run.bundle import REQUIRED, Bundle, load_model, read_bundle, write_bundle
-from morphing_trainer.run.folder import JOURNAL
+from morphing_trainer.run.course import Course
+from morphing_trainer.run.folder import AUTO, JOURNAL
 from morphing_trainer.run.session import Session
 from morphing_trainer.schedule import Schedule
 
 _log = logging.getLogger("morphing_trainer")
 
 
-class CheckpointingTrainer(Trainer):
+class CheckpointingTrainer(OptimizingTrainer):
     """The saving and loading half of `MorphingTrainer`."""
 
     # Trainer's own annotations allow None and other classes, which a morphing run never has.
@@ -40,6 +43,8 @@ class CheckpointingTrainer(Trainer):
     eval_dataset: Any
     session: Session | None = None
     schedule: Schedule
+    course: Course
+    """The stages of the run."""
     _bundle: Bundle | None = None
     _staging: Path | None = None
     _home: Path | None = None
@@ -55,14 +60,18 @@ class CheckpointingTrainer(Trainer):
     def find_bundle(self, resume: str | bool | None) -> Bundle | None:
         """The checkpoint that `resume` asks for, verified: the latest valid one for True, None for a fresh start.
 
+        "auto" is the latest valid one if the run's folder holds a checkpoint, and a fresh start if it holds none.
+
         Raises:
             CheckpointError: if there is none, or the one named is damaged or cannot be resumed by this run.
         """
         if resume is None or resume is False:
             return None
-        if resume is not True and str(resume).lower() not in ("true", "1", "yes"):
-            return read_bundle(Path(resume), self.args.world_size)
+        if resume is not True and str(resume).lower() not in ("true", "1", "yes", AUTO):
+            return read_bundle(Path(resume))
         path = latest_valid(self.run_folder, REQUIRED)
+        if path is None and resume == AUTO and not checkpoints(self.run_folder):
+            return None
         if path is None:
             damaged = [folder.name for folder in checkpoints(self.run_folder)]
             what = f"all its checkpoints are damaged ({', '.join(damaged)})" if damaged else "it holds no checkpoint"
@@ -70,27 +79,25 @@ class CheckpointingTrainer(Trainer):
                 f"resume_from_checkpoint: nothing to resume in {self.run_folder}: {what}. Start afresh with "
                 "--overwrite_output_dir, or name another folder."
             )
-        return read_bundle(path, self.args.world_size)
+        return read_bundle(path)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Nothing: the model was rebuilt before training began, and a lenient second load would only hide faults."""
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is None:
-            return
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """As inherited; with another number of processes than then, there is no state for each, and all draw anew."""
         assert self._bundle is not None
-        names = optimizer_names(self.model, bare_optimizer(self))
-        if names != [list(group) for group in self._bundle.optimizer_names]:
-            raise CheckpointError(
-                f"{checkpoint}: its optimizer has other parameters or param groups than this run's; resume with the "
-                "optimizer and grouping that it was saved with."
-            )
-        super()._load_optimizer_and_scheduler(checkpoint)
+        assert self.session is not None
+        if self._bundle.processes == self.args.world_size:
+            super()._load_rng_state(checkpoint)
+            return
+        text = f"seed {self.args.seed}, step {self.session.state.step}, rank {self.args.process_index}"
+        set_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big"))
 
     def _load_best_model(self) -> None:
         """The best checkpoint may hold another architecture than the last."""
         path = Path(str(self.state.best_model_checkpoint))
-        bundle = read_bundle(path, self.args.world_size)
+        bundle = read_bundle(path)
         spec = ModelSpec.from_dict(bundle.state["spec"])
         optimizer = bare_optimizer(self)
         self.model = self.model_wrapped = load_model(path, spec, self.model, self.args.device)
@@ -213,14 +220,19 @@ class CheckpointingTrainer(Trainer):
             self.session.state,
             arguments=self._arguments,
             schedule=self.schedule.to_list(),
+            stages=[stage.facts() for stage in self.course.stages],
             optimizer_names=optimizer_names(self.model, bare_optimizer(self)),
             journal=self.run_folder / JOURNAL,
         )
+        self._write_more(written)
         write_manifest(written)
         publish(written, final)
         best = self.state.best_model_checkpoint
         if self.args.save_total_limit is not None:
             prune(self.run_folder, self.args.save_total_limit, [final, *([Path(best)] if best else [])])
+
+    def _write_more(self, folder: Path) -> None:
+        """Add files to a checkpoint, before its manifest is made; on the main process."""
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Pushed once it is published, from where it stays."""

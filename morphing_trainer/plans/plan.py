@@ -1,0 +1,156 @@
+"""A training plan: read from YAML or JSON, every problem told with its line; then opened, stage by stage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from morphing_trainer.documents import SUFFIXES, Document, load_document
+from morphing_trainer.errors import ConfigError, Problem, ScheduleError, suggest
+from morphing_trainer.plans.fields import Part, StageFields
+from morphing_trainer.run.course import Length
+from morphing_trainer.schedule import Schedule
+from morphing_trainer.schedule_entry import Entry, Source
+from morphing_trainer.schedule_fields import Fault, described, validated
+from morphing_trainer.triggers import InStage
+
+BUILT_IN = {path.stem: path for path in sorted(Path(__file__).parent.glob("*.yaml"))}
+"""Plans that come with the library, by name."""
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """One stage as it stands in a plan."""
+
+    name: str
+    fields: StageFields
+
+    @property
+    def length(self) -> Length:
+        fields = self.fields
+        if fields.epochs is not None:
+            return Length("epochs", fields.epochs)
+        return Length("steps", fields.steps) if fields.steps is not None else Length("tokens", fields.tokens or 0)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The stages of a plan, and their schedules as one: each operation bound to its stage.
+
+    Attributes:
+        source: the file it was read from.
+    """
+
+    source: str
+    stages: tuple[PlannedStage, ...]
+    schedule: Schedule
+
+
+def load_plan(name: str) -> Plan:
+    """Read a plan: a file, or one of the built-in plans by its name.
+
+    Raises:
+        ConfigError: listing every problem of the file with its line.
+        ScheduleError: listing those of its schedules.
+        DocumentError: if the file cannot be read at all.
+    """
+    path = Path(name)
+    if not path.exists() and path.suffix.lower() not in SUFFIXES:
+        if name not in BUILT_IN:
+            raise ConfigError(f"plan: {name!r} is no file and no built-in plan{suggest(name, BUILT_IN)}")
+        path = BUILT_IN[name]
+    document = load_document(path)
+    source = Source(str(name), document.lines)
+    stages, problems = _read_stages(document, source)
+    if problems:
+        raise ConfigError("\n".join(str(problem) for problem in problems))
+    return Plan(str(name), tuple(stages), _joined(stages, source))
+
+
+def _read_stages(document: Document, source: Source) -> tuple[list[PlannedStage], list[Problem]]:
+    problems = list(document.problems)
+    if not isinstance(document.data, Mapping) or not document.data:
+        what = "a plan is a mapping `stage: {dataset: ..., epochs: ...}`, in the order of training; this is "
+        return [], [*problems, Problem(source.where(()), what + described(document.data))]
+    stages = []
+    for name, data in document.data.items():
+        if not isinstance(data, Mapping):
+            what = f"must be a mapping such as {{dataset: demo, epochs: 1}}, is {described(data)}"
+            problems.append(Problem(source.where((name,), f"stage {name}"), what))
+            continue
+        fields, faults = _read_fields(data)
+        for path, what in faults:
+            labels = [".".join(str(part) for part in path)] if path else []
+            problems.append(Problem(source.where((name, *path), f"stage {name}", *labels), what))
+        if fields is not None:
+            stages.append(PlannedStage(str(name), fields))
+    return stages, problems
+
+
+def _read_fields(data: Mapping[str, Any]) -> tuple[StageFields | None, list[Fault]]:
+    """The fields of a stage; those of a mix one by one, so that each fault has its place."""
+    mix, faults = data.get("mix"), []
+    if isinstance(mix, list) and all(isinstance(part, Mapping) for part in mix):
+        for number, part in enumerate(mix):
+            _, found = validated(Part, dict(part))
+            faults += [(("mix", number, *path), what) for path, what in found]
+    # A mix with faults has been told of; what else the stage says is looked at without it.
+    fields, found = validated(StageFields, {**data, "mix": [{"dataset": "-"}]} if faults else dict(data))
+    return (None if faults else fields), [*faults, *found]
+
+
+def _joined(stages: Sequence[PlannedStage], source: Source) -> Schedule:
+    """The schedules of all stages, one after the other, each operation waiting for its stage.
+
+    Raises:
+        ScheduleError: with the problems of all of them.
+    """
+    entries: list[Entry] = []
+    cycle: tuple[Entry, ...] = ()
+    problems: list[Problem] = []
+    for stage in stages:
+        if stage.fields.schedule is None:
+            continue
+        if cycle:
+            what = "repeat: end in the schedule of a stage before never comes to an end; give a number of times there"
+            problems.append(Problem(source.where((stage.name, "schedule"), f"stage {stage.name}", "schedule"), what))
+        try:
+            own = _schedule_of(stage, source)
+        except ScheduleError as error:
+            problems += error.problems
+            continue
+        entries += [_bound(entry, stage.name, own.source) for entry in own.entries]
+        cycle = tuple(_bound(entry, stage.name, own.source) for entry in own.cycle)
+    if problems:
+        raise ScheduleError(problems)
+    return Schedule(tuple(entries), cycle, source)
+
+
+def _schedule_of(stage: PlannedStage, source: Source) -> Schedule:
+    given = stage.fields.schedule
+    if isinstance(given, str):
+        return Schedule.load(given)
+    return Schedule.read(given, replace(source, base=(stage.name, "schedule")))
+
+
+def _bound(entry: Entry, stage: str, source: Source) -> Entry:
+    terms = entry.terms.model_copy(update={"trigger_loss": None, "max_wait_iters": None})
+    return replace(entry, trigger=InStage(name=stage, then=entry.trigger), terms=terms, when=True, source=source)
+
+
+def check_alone(plan: Plan, schedule_file: Any) -> None:
+    """Refuse a schedule beside a plan that has schedules of its own.
+
+    Raises:
+        ConfigError: naming both.
+    """
+    if schedule_file is not None and len(plan.schedule):
+        raise ConfigError(
+            f"scaling_schedule_file: {schedule_file} stands beside plan {plan.source}, whose stages have schedules of "
+            "their own. Keep one: operations of a schedule file can be bound to stages by `when: {stage: ...}`."
+        )
+
+
+__all__ = ["Plan", "PlannedStage", "check_alone", "load_plan"]

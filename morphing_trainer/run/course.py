@@ -1,0 +1,181 @@
+"""The course of a run: its stages, one after the other, and how many optimizer steps they take."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from transformers.trainer_utils import has_length
+
+from morphing_trainer.config import MorphingConfig
+from morphing_trainer.data.cursor import Batch, Cursor
+from morphing_trainer.data.orders import Single, order_of
+from morphing_trainer.errors import ConfigError, DataError, suggest
+from morphing_trainer.run.batches import settled
+from morphing_trainer.run.state import RunState
+from morphing_trainer.run.statistics import Totals
+from morphing_trainer.run.steps import batch_of, total_steps
+from morphing_trainer.settings import Settings
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long a stage is: so many `epochs` (with fraction), optimizer `steps`, or training `tokens`."""
+
+    unit: Literal["epochs", "steps", "tokens"]
+    value: float
+
+    def __str__(self) -> str:
+        return f"{self.value:,.10g} {self.unit if self.value != 1 else self.unit[:-1]}"
+
+
+@dataclass(frozen=True)
+class TrainingStage:
+    """One stage of a training plan.
+
+    Attributes:
+        name: by which schedules and reports call it.
+        train_dataset, eval_dataset: map-style data sets, as `Trainer` takes them.
+        length: when it is over.
+        learning_rate: peak rate from its beginning on; None: as it is.
+    """
+
+    name: str
+    train_dataset: Any
+    eval_dataset: Any
+    length: Length
+    learning_rate: float | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """What a checkpoint remembers of it, as plain JSON."""
+        return {
+            "name": self.name,
+            "length": str(self.length),
+            "learning_rate": self.learning_rate,
+            "samples": len(order_of(self.train_dataset)),
+            "data": getattr(self.train_dataset, "fingerprint", None),
+        }
+
+
+class Course:
+    """The stages of a run and their lengths in steps, under the settings of the moment.
+
+    Raises:
+        DataError: if a data set has no length, or no sample.
+        ConfigError: if two stages have one name.
+    """
+
+    def __init__(self, stages: Sequence[TrainingStage], args: MorphingConfig) -> None:
+        self.stages = tuple(stages)
+        self._seed = args.data_seed if args.data_seed is not None else args.seed
+        self._shuffle = args.train_sampling_strategy == "random"
+        self.processes = int(args.world_size)
+        self._drop_last = args.dataloader_drop_last
+        names = [stage.name for stage in self.stages]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ConfigError(f"stages: two are called {twice[0]!r}. Give each a name of its own.")
+        for stage in self.stages:
+            if stage.train_dataset is None or not has_length(stage.train_dataset):
+                raise DataError(
+                    "train_dataset: has no length (it is missing or a stream), so its samples cannot be counted; pass "
+                    "a map-style data set."
+                )
+
+    @property
+    def names(self) -> list[str]:
+        return [stage.name for stage in self.stages]
+
+    def cursor(self, index: int) -> Cursor:
+        """The start of a stage's data."""
+        order = order_of(self.stages[index].train_dataset)
+        return Cursor(len(order), self._seed, self._shuffle, arrangement=None if isinstance(order, Single) else order)
+
+    def settled(self, settings: Settings) -> Settings:
+        """The settings with as many micro-batches as the samples of a step need."""
+        return settled(settings, self.processes)
+
+    def batch(self, settings: Settings) -> Batch:
+        return batch_of(settings, self.processes, self._drop_last)
+
+    def measure(self, state: RunState) -> None:
+        """Set the steps at which the current stage and the whole run end, as seen from where the run stands."""
+        done = (state.stage_steps, state.stage_tokens)
+        state.stage_end = state.step + self._left(state.stage_index, state.cursor, state.settings, *done)
+        state.end = state.stage_end
+        if state.stage_index + 1 < len(self.stages):  # a last stage may turn out to have ended before
+            state.end = max(state.step, state.end) + self.steps_from(state.stage_index + 1, state.settings)
+
+    def steps_from(self, index: int, settings: Settings) -> int:
+        """Optimizer steps of stage `index` and all later ones."""
+        later = range(index, len(self.stages))
+        return sum(self._left(number, self.cursor(number), settings) for number in later)
+
+    def step_done(self, state: RunState) -> None:
+        """Correct the end of a stage whose length is given in tokens, where samples differ in length."""
+        length = self.stages[state.stage_index].length
+        if length.unit != "tokens":
+            return
+        enough = state.stage_tokens >= length.value
+        if enough != (state.step >= state.stage_end):
+            self.measure(state)
+
+    def enter(self, state: RunState, index: int) -> Settings:
+        """Begin stage `index`; stages between are passed over, but for their learning rates.
+
+        Returns the settings that it begins with.
+        """
+        settings = state.settings
+        state.epochs_before += state.cursor.epoch + 1
+        state.cursor = self.cursor(index)
+        for stage in self.stages[state.stage_index + 1 : index + 1]:
+            state.stages[stage.name] = state.step
+            state.totals[stage.name] = Totals()
+            settings = with_rate(settings, stage)
+        state.stage_tokens, state.evaluations, state.epoch_closed = 0, [], False
+        return settings
+
+    def steps_in_epoch(self, state: RunState) -> int:
+        """Optimizer steps of the epoch that the run is in."""
+        return state.cursor.layout(self.batch(state.settings), state.cursor.epoch).steps
+
+    def dropped_share(self, state: RunState) -> float:
+        """The share of an epoch's samples that is left out at the ends of steps, see `Layout`."""
+        if not state.cursor.epochs_differ:
+            return 0.0
+        layout = state.cursor.layout(self.batch(state.settings), state.cursor.epoch)
+        return 1 - layout.samples_in(0, len(layout)) / state.cursor.length
+
+    def find(self, name: str) -> int:
+        """The index of stage `name`.
+
+        Raises:
+            ConfigError: if there is none.
+        """
+        if name not in self.names:
+            raise ConfigError(f"there is no stage {name!r}{suggest(name, self.names)}")
+        return self.names.index(name)
+
+    def _left(self, index: int, cursor: Cursor, settings: Settings, steps: int = 0, tokens: int = 0) -> int:
+        """Optimizer steps that stage `index` still takes from the cursor's position, after `steps` and `tokens`."""
+        stage, batch = self.stages[index], self.batch(settings)
+        if stage.length.unit == "epochs":
+            return total_steps(stage.length.value, cursor, batch)
+        if stage.length.unit == "steps":
+            return int(stage.length.value) - steps
+        missing = stage.length.value - tokens
+        return max(0, math.ceil(missing / (batch.step_size * tokens_per_sample(stage.train_dataset))))
+
+
+def with_rate(settings: Settings, stage: TrainingStage) -> Settings:
+    """The settings that a stage begins with."""
+    if stage.learning_rate is None:
+        return settings
+    return Settings(**{**settings.to_dict(), "learning_rate": stage.learning_rate})
+
+
+def tokens_per_sample(dataset: Any) -> float:
+    """Mean length of a data set's samples in tokens: its own word for it, or else the length of its first sample."""
+    own = getattr(dataset, "tokens_per_sample", None)
+    return float(own) if own is not None else float(len(dataset[0]["input_ids"]))
