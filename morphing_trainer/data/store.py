@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from morphing_trainer.errors import DataError
 
 META = "meta.json"
 LEFTOVER = ".unfinished-"
+LEFTOVER_SECONDS = 24 * 3600
 
 
 def cache_folder() -> Path:
@@ -68,6 +70,7 @@ def building(target: Path, overwrite: bool = False) -> Iterator[Path]:
     Where another process was faster, its folder stays, unless `overwrite`.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(target)
     folder = Path(tempfile.mkdtemp(prefix=f"{LEFTOVER}{target.name}-", dir=target.parent))
     try:
         folder.chmod(0o777 & ~_umask())  # mkdtemp lets nobody else read it
@@ -75,6 +78,14 @@ def building(target: Path, overwrite: bool = False) -> Iterator[Path]:
         _put(folder, target, overwrite)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sweep(target: Path) -> None:
+    """Remove what processes that were killed have left of earlier attempts; a younger one may still be at work."""
+    for left in target.parent.glob(f"{LEFTOVER}{target.name}-*"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > LEFTOVER_SECONDS:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def _put(folder: Path, target: Path, overwrite: bool) -> None:

@@ -292,3 +292,13 @@ def test_a_tokenizer_without_end_of_text_is_refused() -> None:
     for mode in MODES:
         with pytest.raises(DataError, match="no end-of-text token"):
             make_samples(rows(), Making(tokenizer, mode, 8))  # type: ignore[arg-type, unused-ignore]
+
+
+def test_what_a_killed_process_left_is_removed_a_day_later(tmp_path: Path) -> None:
+    old, young = (tmp_path / f"{LEFTOVER}target-{name}" for name in ("old", "young"))
+    for folder in (old, young):
+        folder.mkdir()
+    os.utime(old, (0, 0))
+    with building(tmp_path / "target") as folder:
+        (folder / "file").touch()
+    assert {path.name for path in tmp_path.iterdir()} == {"target", young.name}
