@@ -21,7 +21,7 @@ import torch
 from transformers import GPT2Config, Trainer, TrainerCallback, TrainingArguments
 
 from morphing_trainer import MorphingConfig, MorphingTrainer
-from morphing_trainer.data.packing import Blocks, collate
+from morphing_trainer.data.samples import Blocks, collate
 from morphing_trainer.models import new_model
 
 WARM_UP = 10

@@ -28,6 +28,8 @@ class MorphCallback(TrainerCallback):
         self.loss_key = "eval_loss"
         self.analyse: Callable[[int], float | None] = lambda step: None
         """Called at every evaluation that counts: the share of their rank that adapters use, where that is measured."""
+        self.end_moved: Callable[[], None] = lambda: None
+        """Called when the run turns out to end at another step than it seemed."""
         self._evaluated = evaluated
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -35,11 +37,13 @@ class MorphCallback(TrainerCallback):
             return
         self.session.step_done(state.global_step)
         run = self.session.state
-        state.epoch = run.epochs_before + run.cursor.fraction
-        state.max_steps = run.end
+        state.epoch = self.session.epochs
+        if state.max_steps != run.end:
+            self.end_moved()
         if run.stage_over and len(self.session.course.stages) > 1:
             control.should_epoch_stop = True
-            control.should_evaluate = control.should_evaluate or args.eval_strategy != IntervalStrategy.NO
+            # At the end of an epoch a run that evaluates by epochs will do so by itself.
+            control.should_evaluate = control.should_evaluate or args.eval_strategy == IntervalStrategy.STEPS
         if self.session.stopping:
             control.should_training_stop = control.should_save = True
         if self.session.due:

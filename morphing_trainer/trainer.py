@@ -25,6 +25,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+from filelock import FileLock
 from torch import nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
@@ -34,7 +35,7 @@ from morphing_trainer.callback import MorphCallback, SegmentHandler
 from morphing_trainer.checkpoint import sweep
 from morphing_trainer.config import MorphingConfig
 from morphing_trainer.engine import options_of, rebuild_optimizer, states_without_rule
-from morphing_trainer.errors import CheckpointError
+from morphing_trainer.errors import CheckpointError, ConfigError
 from morphing_trainer.layers.operating import OperatingTrainer
 from morphing_trainer.lineage import ModelSpec
 from morphing_trainer.lineage.adapters import bare
@@ -55,7 +56,7 @@ from morphing_trainer.run.beginning import (
 )
 from morphing_trainer.run.bundle import Bundle, load_model
 from morphing_trainer.run.course import Course, TrainingStage, with_rate
-from morphing_trainer.run.folder import check_start, clear
+from morphing_trainer.run.folder import check_start, clear, locked
 from morphing_trainer.run.freezing import freeze_by_default
 from morphing_trainer.run.reports import RunReports
 from morphing_trainer.run.resume import LENGTH, Override, check_model, compare, position_under, replayed, snapshot
@@ -114,9 +115,11 @@ class MorphingTrainer(OperatingTrainer):
         self._pushes = []
         self._scheduler_state: Mapping[str, Any] = {}
         self._custom_optimizer = self.optimizer is not None
+        self._lock: FileLock | None = None
         self._given_rates = [group["lr"] for group in self.optimizer.param_groups] if self._custom_optimizer else None
         self._reports = RunReports(self.run_folder, self.is_world_process_zero())
         self._morphing = MorphCallback(self._reports.evaluated)
+        self._morphing.end_moved = self._end_moved
         if isinstance(self.eval_dataset, dict):
             self._morphing.loss_key = f"eval_{next(iter(self.eval_dataset))}_loss"
         self.display = RunDisplay(
@@ -193,6 +196,7 @@ class MorphingTrainer(OperatingTrainer):
         names = {course.names[0]: 0}
         state = RunState(spec, {}, settings, settings, spec, course.cursor(0), position, stages=names)
         course.measure(state)
+        state.planned = state.end
         state.ramp = (0, self.args.warmup_after_load(state.end))
         return state
 
@@ -216,13 +220,16 @@ class MorphingTrainer(OperatingTrainer):
         self._saved_rate = state.settings.learning_rate
         state.initial = fresh.settings
         changed = {override.name for override in overrides}
-        if "per_device_train_batch_size" in changed:
+        if "per_device_train_batch_size" in changed and "world_size" not in changed:
             state.halvings = []  # who gives another batch knows what fits
         state.settings = replayed(state, fresh.settings, self.schedule, self.course)
         if "schedule" in changed:
             state.position = position_under(self.schedule, state.position, bundle.schedule)
         if changed & LENGTH:
-            self.course.measure(state)
+            begun, now = bundle.stages[state.stage_index], self.course.stages[state.stage_index].facts()
+            others = changed & LENGTH - {"stages"}
+            self.course.measure(state, current=bool(others) or begun["length"] != now["length"])
+            state.planned = state.end
         if state.end < state.step:
             raise CheckpointError(
                 f"resume from {bundle.path}: stands at step {state.step}, but this run would end at step {state.end}; "
@@ -269,6 +276,14 @@ class MorphingTrainer(OperatingTrainer):
     def _open(self, bundle: Bundle | None, resume: str | bool | None) -> Session:
         """Set everything up for a run, fresh or resumed. Nothing is deleted before all of it has been checked."""
         check_start(self.run_folder, resume if bundle is None else True, overwrite=self.args.overwrite_output_dir)
+        try:
+            return self._set_up(bundle)
+        except BaseException:
+            self._morphing.session = self.callback_handler.session = None
+            self._unlock()
+            raise
+
+    def _set_up(self, bundle: Bundle | None) -> Session:
         state, overrides = (self._fresh_state(), []) if bundle is None else self._resumed_state(bundle)
         self.plan = self._planned(state)
         self._bundle = bundle
@@ -281,9 +296,10 @@ class MorphingTrainer(OperatingTrainer):
         enforce(state.settings, self.args)
         self._train_batch_size = self.args.train_batch_size
         self._use_data(state)
-        session = Session(self.schedule, state, self.course)
+        averages = bool(self.args.average_tokens_across_devices)
+        session = Session(self.schedule, state, self.course, averages_tokens=averages)
         self.session = self._morphing.session = self.callback_handler.session = session
-        self.session.consensus.barrier()
+        self._take_lock()
         if self.is_world_process_zero():
             if bundle is None:
                 clear(self.run_folder)
@@ -300,7 +316,24 @@ class MorphingTrainer(OperatingTrainer):
         self.callback_handler.announce("on_plan", self.args, self.state, self.control, phases=self.plan)
         return self.session
 
+    def _take_lock(self) -> None:
+        """Keep other processes out of the run's folder; if one is in it, all ranks raise."""
+        assert self.session is not None
+        failure = None
+        try:
+            if self.is_world_process_zero():
+                self._lock = locked(self.run_folder)
+        except ConfigError as error:
+            failure = error
+        self.session.consensus.settle(failure)
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
     def _close(self) -> None:
         self._morphing.session = self.callback_handler.session = None
         self.display.close()
         self._reports.close(self.state.log_history)
+        self._unlock()

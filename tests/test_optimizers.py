@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from morphing_trainer import LoraArguments, MorphingConfig, add_adapters
 from morphing_trainer.errors import ConfigError
 from morphing_trainer.lineage import ModelSpec
 from morphing_trainer.optimizers import class_and_options, decayed, marked
-from tests.support import tiny_model
+from tests.support import tiny_model, trainer
 
 
 def config(**options: Any) -> MorphingConfig:
@@ -123,3 +124,9 @@ def test_a_mark_takes_a_parameter_out_and_its_adapter_with_it() -> None:
     assert "transformer.h.1.attn.c_attn.lora_A.default.weight" in found
     assert not [name for name in found if name.startswith("transformer.h.0.attn.c_attn")]
     assert "transformer.h.1.mlp.c_fc.weight" not in found
+
+
+def test_an_optimizer_whose_package_is_missing_is_refused_by_name(tmp_path: Path) -> None:
+    """`lomo_optim` is no dependency of this library."""
+    with pytest.raises(ConfigError, match="optim: 'lomo' cannot be used"):
+        trainer(tmp_path, [{"name": "change_lr", "value": 2, "max_wait_iters": 1}], optim="lomo")

@@ -13,8 +13,8 @@ from transformers.utils import logging as transformers_logging
 
 from morphing_trainer.cli.arguments import Arguments, parse
 from morphing_trainer.data.opening import open_data
-from morphing_trainer.data.packing import collate
 from morphing_trainer.data.request import DataRequest
+from morphing_trainer.data.samples import collate
 from morphing_trainer.data.tokenizer import check_fits
 from morphing_trainer.errors import MorphError
 from morphing_trainer.layers.evaluating import show_all

@@ -168,16 +168,21 @@ class CursorBatchSampler(Sampler[list[int]]):
         self.cursor = cursor
         self.batch = batch
         self.rank = rank
+        self._laid_out = (cursor.epoch, cursor.position)
         self.layout = cursor.layout(batch)
         """Of the segment: from where the cursor stood when iteration started."""
 
     def __len__(self) -> int:
         """Micro-batches left in the epoch, from where the cursor stands now."""
+        if self._laid_out == (self.cursor.epoch, self.cursor.position):
+            return len(self.layout)
         return len(self.cursor.layout(self.batch))
 
     def __iter__(self) -> Iterator[list[int]]:
         # Not a generator itself: the segment starts here and now, not when the loader asks for its first batch.
-        self.layout = self.cursor.layout(self.batch)
+        here = (self.cursor.epoch, self.cursor.position)
+        if self._laid_out != here:
+            self._laid_out, self.layout = here, self.cursor.layout(self.batch)
         return self._batches(self.layout)
 
     def share(self, number: int) -> range:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -47,10 +49,26 @@ class Layout:
         """Micro-batches."""
         return self._count
 
+    def steps_before(self, position: int) -> int:
+        """Optimizer steps that begin before `position` of the epoch."""
+        if self._steps is None:
+            return min(self.steps, max(0, -(-(position - self.position) // self.step_size)))
+        return min(self.steps, bisect_left(self._steps, position))
+
     @property
     def steps(self) -> int:
         """Optimizer steps; a last, smaller one counts."""
         return -(-self._count // self.per_step)
+
+    @property
+    def samples(self) -> int:
+        """Samples read in all micro-batches."""
+        if not self._count:
+            return 0
+        full, part = divmod(self._count, self.per_step)
+        begin = self._begin(full)
+        last = min(part * self.global_size, self.length - begin) if part else 0
+        return full * self.step_size + last
 
     def span(self, number: int) -> tuple[int, int]:
         """First position of micro-batch `number`, and the one behind its last."""
@@ -82,9 +100,10 @@ class Layout:
 def _step_begins(begins: NDArray[np.int64], length: int, position: int, step_size: int) -> list[int]:
     """The first position of every step: a text's beginning."""
     following = np.append(begins, length)
-    # For every position, the next one at which a text begins.
-    at, steps = int(following[np.searchsorted(following, position)]), []
+    # For every position, the next one at which a text begins. A plain list, because it is read one by one.
+    next_text = following[np.searchsorted(following, np.arange(position, length + 1))].tolist()
+    at, steps = next_text[0], []
     while at < length:
         steps.append(at)
-        at = int(following[np.searchsorted(following, min(at + step_size, length))])
+        at = next_text[min(at + step_size, length) - position]
     return steps

@@ -119,14 +119,14 @@ class Mixed:
     def arrange(self, seed: int, epoch: int, shuffle: bool) -> Arranged:
         pools, starts, sizes, before = [], [], [], 0
         for number, (order, count) in enumerate(zip(self.orders, self.counts.tolist(), strict=True)):
-            arranged = order.arrange(_seed_of(seed, number), epoch, shuffle)
+            arranged = order.arrange(seed_of(seed, f"source {number}"), epoch, shuffle)
             units = np.arange(count) if arranged.begins is None else arranged.begins[arranged.begins < count]
             pools.append(arranged.indices[:count] + self._offsets[number])
             starts.append(units + before)
             sizes.append(np.diff(units, append=count))
             before += count
         sources = np.repeat(np.arange(len(starts)), [len(units) for units in starts])
-        turns = sources[permutation(len(sources), _seed_of(seed, len(starts)), epoch).numpy()]
+        turns = sources[permutation(len(sources), seed_of(seed, "sources"), epoch).numpy()]
         place = np.argsort(turns, kind="stable")  # of each source's units, in their own order
         unit_starts, unit_sizes = np.empty_like(sources), np.empty_like(sources)
         unit_starts[place], unit_sizes[place] = np.concatenate(starts), np.concatenate(sizes)
@@ -151,6 +151,6 @@ def _in_turn(starts: Ints, sizes: Ints) -> Arranged:
     return Arranged(np.repeat(starts - begins, sizes) + np.arange(int(sizes.sum())), begins)
 
 
-def _seed_of(seed: int, source: int) -> int:
-    """Sources of equal length must not be read in the same order."""
-    return int.from_bytes(hashlib.sha256(f"source {source} of seed {seed}".encode()).digest()[:6], "big")
+def seed_of(seed: int, what: str) -> int:
+    """A seed for `what`, so that data sets of equal length are not read in the same order."""
+    return int.from_bytes(hashlib.sha256(f"{what} of seed {seed}".encode()).digest()[:6], "big")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from morphing_trainer.data.documents import Batch, Document, documents
-from morphing_trainer.data.samples import Blocks, Sample, collate
+from morphing_trainer.data.samples import Blocks, Sample
 
 PIECE_CHARACTERS = 50_000
 GROUP_CHARACTERS = 250_000
@@ -92,4 +92,4 @@ def place_to_cut(text: str, at: int, size: int) -> int | None:
     return None if found is None else found.end()
 
 
-__all__ = ["Blocks", "Packer", "Sample", "collate", "cut_long", "place_to_cut", "token_ids"]
+__all__ = ["Blocks", "Packer", "Sample", "cut_long", "place_to_cut", "token_ids"]

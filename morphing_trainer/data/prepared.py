@@ -20,7 +20,7 @@ from morphing_trainer.data.fingerprints import tokenizer_fingerprint
 from morphing_trainer.data.making import check_length
 from morphing_trainer.data.request import DataRequest
 from morphing_trainer.data.sources import check_request
-from morphing_trainer.data.store import META, building, read_meta, write_meta
+from morphing_trainer.data.store import META, building, read_meta, verify_arrays, write_meta
 from morphing_trainer.data.tokenizer import load_tokenizer
 from morphing_trainer.data.writing import SPLITS, VERSION, SampleSplits, open_splits
 from morphing_trainer.errors import DataError
@@ -107,7 +107,7 @@ def _where(folder: Path) -> str:
 
 def is_prepared(folder: Path) -> bool:
     """Whether this is a folder of `write_prepared`, damaged or not."""
-    return (folder / META).is_file() and (folder / TOKENIZER).is_dir()
+    return (folder / TOKENIZER).is_dir() and any((folder / part / META).is_file() for part in ("", *SPLITS))
 
 
 def check_prepared_request(request: DataRequest) -> None:
@@ -140,6 +140,8 @@ def load_prepared(folder: Path, request: DataRequest | None = None) -> Prepared:
             f"{where}: has format version {meta.get('version')!r}, this library reads {VERSION}. Prepare it again."
         )
     splits = open_splits(folder / SPLITS[0], folder / SPLITS[1], f"{where}, ")
+    for split in SPLITS:
+        verify_arrays(folder / split, where)
     mode, size = meta.get("mode"), splits.train.block_size
     for name, asked, found in (("sample_mode", mode, mode), ("block_size", size, size)):
         asked = getattr(request, name) if request is not None else None

@@ -101,10 +101,19 @@ class OperatingTrainer(ObservingTrainer):
             self.course.measure(state)
         self._show_settings()
         scale_peaks(self.optimizer, old.learning_rate, new.learning_rate)
-        restarted = new.lr_anchor != old.lr_anchor
+        self._lay_rate(restarted=new.lr_anchor != old.lr_anchor)
+
+    def _lay_rate(self, *, restarted: bool = False) -> None:
+        """Lay the learning-rate schedule over the run as it is now known."""
         if restarted or not self._is_stateful:
             self.lr_scheduler = self._scheduler_at(0 if restarted else self.lr_scheduler.last_epoch)
             self.callback_handler.lr_scheduler = self.lr_scheduler
+
+    def _end_moved(self) -> None:
+        """The run turns out to end at another step, because samples differ in length."""
+        self._show_settings()
+        if not self._custom_scheduler:
+            self._lay_rate()
 
     # ---- Stages ----------------------------------------------------------------------------------------------------
 
@@ -130,12 +139,12 @@ class OperatingTrainer(ObservingTrainer):
         state = self.session.state
         index = state.next_stage or state.stage_index + 1
         before, state.next_stage = state.stage_name, None
-        self._adopt(self.session.enter(index))
+        settings = self.session.enter(index)
+        self.course.measure(state)
+        self._adopt(settings)  # after it is known where the run ends, over which the learning rate is laid
         state.patience = Patience()  # losses of two stages cannot be compared
         self.state.best_metric = self.state.best_global_step = self.state.best_model_checkpoint = None
-        self.course.measure(state)
         self._use_data(state)
-        self._show_settings()
         self._reports.stage(state, before)
         self.callback_handler.announce("on_stage", self.args, self.state, self.control, stage=state.stage_name)
         self.session.begin()

@@ -11,7 +11,7 @@ from transformers import Trainer
 
 from morphing_trainer.config import MorphingConfig
 from morphing_trainer.engine import optimizer_names
-from morphing_trainer.errors import CheckpointError
+from morphing_trainer.errors import CheckpointError, ConfigError
 from morphing_trainer.lineage import ModelSpec
 from morphing_trainer.optimizers import class_and_options, decayed, marked
 from morphing_trainer.run.applying import bare_optimizer
@@ -46,7 +46,11 @@ class OptimizingTrainer(Trainer):
     @staticmethod
     def get_optimizer_cls_and_kwargs(args: Any, model: Any = None) -> tuple[Any, Any]:
         """As inherited, and the optimizers that go by short names."""
-        return class_and_options(args, model)
+        try:
+            return class_and_options(args, model)
+        except ImportError as error:
+            name = getattr(args.optim, "value", args.optim)
+            raise ConfigError(f"optim: {name!r} cannot be used ({error}). Install it, or choose another.") from error
 
     def _usual_groups(self) -> dict[str, int]:
         """Param group of every parameter, frozen ones too, in an optimizer that Trainer makes."""

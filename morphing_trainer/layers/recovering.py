@@ -224,7 +224,7 @@ class RecoveringTrainer(GuardedTrainer):
         return StepProbe(
             self.accelerator.unwrap_model(self.model, keep_torch_compile=False),
             super().training_step,
-            samples=len(dataset) // self.args.world_size,
+            samples=self.course.fewest_samples(self.session.state.stage_index) // self.args.world_size,
             longest=longest_samples(dataset),
             collate=collate,
             device=self.args.device,

@@ -7,6 +7,7 @@ inherited `_run_epoch` with the model, batch size and accumulation of the moment
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +23,7 @@ from morphing_trainer.data.cursor import CursorBatchSampler
 from morphing_trainer.data.feeding import first_samples, segment_loader
 from morphing_trainer.data.loading import QuietLoader
 from morphing_trainer.engine import groups_of
+from morphing_trainer.errors import DataError
 from morphing_trainer.layers.recovering import RecoveringTrainer
 from morphing_trainer.run.applying import CurrentModel, bare_optimizer
 from morphing_trainer.run.learning_rate import STATEFUL, make_scheduler, scale_peaks
@@ -109,11 +111,10 @@ class SegmentedTrainer(RecoveringTrainer):
         per_epoch = self.course.steps_in_epoch(state)
         in_epochs = len(self.course.stages) == 1 and args.max_steps <= 0
         self._shown_epochs = math.ceil(args.num_train_epochs if in_epochs else state.end / per_epoch)
-        # A run whose length is given in steps takes as many epochs as it needs: no fewer steps than one each.
-        epochs = self._shown_epochs if in_epochs else state.rounds + state.end + 1
         total_batch = self.get_total_train_batch_size(args)
         samples = state.cursor.length * args.num_train_epochs if in_epochs else state.end * total_batch
-        return epochs, per_epoch, state.cursor.length, samples, total_batch, len(dataloader), state.end
+        # The last step ends the run. How many epochs that takes is not known before: batches and stages change.
+        return sys.maxsize, per_epoch, state.cursor.length, samples, total_batch, len(dataloader), state.end
 
     def _init_training_state(
         self,
@@ -129,7 +130,9 @@ class SegmentedTrainer(RecoveringTrainer):
         )
         if self.args.reset_history:
             self.state.log_history = []
-        self.state.compute_steps(self.args, max_steps)  # a checkpoint brings the intervals of the run before
+        self.state.compute_steps(
+            self.args, self.session.state.planned
+        )  # a checkpoint brings the intervals of the run before
         self._show_settings()
         return self.session.state.rounds, 0
 
@@ -216,6 +219,11 @@ class SegmentedTrainer(RecoveringTrainer):
         while True:
             loader, sampler = self._segment()
             session.open_segment(sampler)
+            if state.cursor.position == 0 and not len(sampler):
+                raise DataError(
+                    f"training data: {state.cursor.length} samples make no complete batch of {sampler.batch.size} per "
+                    "device; use a smaller one, or leave out dataloader_drop_last."
+                )
             if session.epoch_over or state.stage_over:
                 self._end_epoch(trial, epoch, ignore_keys_for_eval, start_time)
                 return

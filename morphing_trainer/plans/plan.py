@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from morphing_trainer.documents import SUFFIXES, Document, load_document
+from morphing_trainer.documents import SUFFIXES, Document, DocumentError, load_document
 from morphing_trainer.errors import ConfigError, Problem, ScheduleError, suggest
 from morphing_trainer.plans.fields import Part, StageFields
 from morphing_trainer.run.course import Length
@@ -91,9 +91,13 @@ def _read_stages(document: Document, source: Source) -> tuple[list[PlannedStage]
 
 def _read_fields(data: Mapping[str, Any]) -> tuple[StageFields | None, list[Fault]]:
     """The fields of a stage; those of a mix one by one, so that each fault has its place."""
-    mix, faults = data.get("mix"), []
-    if isinstance(mix, list) and all(isinstance(part, Mapping) for part in mix):
+    mix, faults = data.get("mix"), list[Fault]()
+    if isinstance(mix, list):
         for number, part in enumerate(mix):
+            if not isinstance(part, Mapping):
+                what = f"must be a mapping such as {{dataset: demo, weight: 1}}, is {described(part)}"
+                faults.append((("mix", number), what))
+                continue
             _, found = validated(Part, dict(part))
             faults += [(("mix", number, *path), what) for path, what in found]
     # A mix with faults has been told of; what else the stage says is looked at without it.
@@ -120,6 +124,10 @@ def _joined(stages: Sequence[PlannedStage], source: Source) -> Schedule:
             own = _schedule_of(stage, source)
         except ScheduleError as error:
             problems += error.problems
+            continue
+        except DocumentError as error:
+            where = source.where((stage.name, "schedule"), f"stage {stage.name}", "schedule")
+            problems.append(Problem(where, str(error)))
             continue
         entries += [_bound(entry, stage.name, own.source) for entry in own.entries]
         cycle = tuple(_bound(entry, stage.name, own.source) for entry in own.cycle)

@@ -118,7 +118,7 @@ def check_batch(schedule: Schedule, phase: Phase, course: Course) -> None:
         ScheduleError: naming the operation that makes it so.
     """
     batch = course.batch(phase.settings)
-    samples = min(len(stage.train_dataset) for stage in course.stages)
+    samples = course.fewest_samples()
     if batch.drop_last and samples < batch.global_size:
         what = (
             f"{samples} samples make no complete batch of {phase.settings.batch_size} per device; use a smaller one, "

@@ -11,7 +11,7 @@ from transformers.trainer_utils import has_length
 
 from morphing_trainer.config import MorphingConfig
 from morphing_trainer.data.cursor import Batch, Cursor
-from morphing_trainer.data.orders import Single, order_of
+from morphing_trainer.data.orders import Single, order_of, seed_of
 from morphing_trainer.errors import ConfigError, DataError, suggest
 from morphing_trainer.run.batches import settled
 from morphing_trainer.run.state import RunState
@@ -73,6 +73,7 @@ class Course:
         self._shuffle = args.train_sampling_strategy == "random"
         self.processes = int(args.world_size)
         self._drop_last = args.dataloader_drop_last
+        self._counted: dict[tuple[int, int, Batch], tuple[int, int]] = {}
         names = [stage.name for stage in self.stages]
         if twice := [name for name in names if names.count(name) > 1]:
             raise ConfigError(f"stages: two are called {twice[0]!r}. Give each a name of its own.")
@@ -90,7 +91,13 @@ class Course:
     def cursor(self, index: int) -> Cursor:
         """The start of a stage's data."""
         order = order_of(self.stages[index].train_dataset)
-        return Cursor(len(order), self._seed, self._shuffle, arrangement=None if isinstance(order, Single) else order)
+        # Two stages over the same data shall not begin with the same samples; the first reads as plain training does.
+        seed = seed_of(self._seed, f"stage {index}") if index else self._seed
+        return Cursor(len(order), seed, self._shuffle, arrangement=None if isinstance(order, Single) else order)
+
+    def fewest_samples(self, index: int = 0) -> int:
+        """Samples of the shortest epoch in stage `index` and later ones."""
+        return min(len(order_of(stage.train_dataset)) for stage in self.stages[index:])
 
     def settled(self, settings: Settings) -> Settings:
         """The settings with as many micro-batches as the samples of a step need."""
@@ -99,10 +106,15 @@ class Course:
     def batch(self, settings: Settings) -> Batch:
         return batch_of(settings, self.processes, self._drop_last)
 
-    def measure(self, state: RunState) -> None:
-        """Set the steps at which the current stage and the whole run end, as seen from where the run stands."""
-        done = (state.stage_steps, state.stage_tokens)
-        state.stage_end = state.step + self._left(state.stage_index, state.cursor, state.settings, *done)
+    def measure(self, state: RunState, *, current: bool = True) -> None:
+        """Set the steps at which the current stage and the whole run end, as seen from where the run stands.
+
+        Args:
+            current: whether the current stage may end elsewhere; otherwise only what comes after it is measured.
+        """
+        if current:
+            done = (state.stage_steps, state.stage_tokens)
+            state.stage_end = state.step + self._left(state.stage_index, state.cursor, state.settings, *done)
         state.end = state.stage_end
         if state.stage_index + 1 < len(self.stages):  # a last stage may turn out to have ended before
             state.end = max(state.step, state.end) + self.steps_from(state.stage_index + 1, state.settings)
@@ -138,14 +150,14 @@ class Course:
 
     def steps_in_epoch(self, state: RunState) -> int:
         """Optimizer steps of the epoch that the run is in."""
-        return state.cursor.layout(self.batch(state.settings), state.cursor.epoch).steps
+        return self._epoch(state.stage_index, state.cursor, self.batch(state.settings), state.cursor.epoch)[0]
 
     def dropped_share(self, state: RunState) -> float:
         """The share of an epoch's samples that is left out at the ends of steps, see `Layout`."""
         if not state.cursor.epochs_differ:
             return 0.0
-        layout = state.cursor.layout(self.batch(state.settings), state.cursor.epoch)
-        return 1 - layout.samples_in(0, len(layout)) / state.cursor.length
+        _, read = self._epoch(state.stage_index, state.cursor, self.batch(state.settings), state.cursor.epoch)
+        return 1 - read / state.cursor.length
 
     def find(self, name: str) -> int:
         """The index of stage `name`.
@@ -161,11 +173,21 @@ class Course:
         """Optimizer steps that stage `index` still takes from the cursor's position, after `steps` and `tokens`."""
         stage, batch = self.stages[index], self.batch(settings)
         if stage.length.unit == "epochs":
-            return total_steps(stage.length.value, cursor, batch)
+            return total_steps(stage.length.value, cursor, batch, lambda e: self._epoch(index, cursor, batch, e)[0])
         if stage.length.unit == "steps":
             return int(stage.length.value) - steps
         missing = stage.length.value - tokens
-        return max(0, math.ceil(missing / (batch.step_size * tokens_per_sample(stage.train_dataset))))
+        count, samples = self._epoch(index, cursor, batch, cursor.epoch)
+        # A last step may be smaller than the others, and samples are left out: what counts is the mean over an epoch.
+        return max(0, math.ceil(missing * count / max(1.0, samples * tokens_per_sample(stage.train_dataset))))
+
+    def _epoch(self, index: int, cursor: Cursor, batch: Batch, epoch: int) -> tuple[int, int]:
+        """Steps of an epoch, and samples read in it. Kept, because texts have to be arranged to count them."""
+        key = (index, epoch if cursor.epochs_differ else 0, batch)
+        if key not in self._counted:
+            layout = cursor.layout(batch, epoch)
+            self._counted[key] = (layout.steps, layout.samples)
+        return self._counted[key]
 
 
 def with_rate(settings: Settings, stage: TrainingStage) -> Settings:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from morphing_trainer.errors import ConfigError
 
 AUTO = "auto"
 """The value of `resume_from_checkpoint` that goes on with a run if there is one, and else begins it."""
 
 JOURNAL = "journal.jsonl"
+LOCK = ".lock"
 MODEL = "model"
 LOGS = "logs"
 PLOT = "loss.png"
@@ -72,6 +75,24 @@ def check_start(folder: str | Path, resume: str | bool | None, *, overwrite: boo
     found = traces(folder)
     saved = any(name.startswith("checkpoint-") for name in found)
     check_output_dir(folder, resume=saved, overwrite=overwrite or MODEL not in found)
+
+
+def locked(folder: str | Path) -> FileLock:
+    """The lock of a run's folder, held by this process until it is released or the process ends, however that happens.
+
+    Raises:
+        ConfigError: if another process holds it.
+    """
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    lock = FileLock(Path(folder) / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ConfigError(
+            f"output_dir: another process is training in {folder}. Wait for it to end, stop it, or choose another "
+            "folder by --output_dir."
+        ) from None
+    return lock
 
 
 def clear(folder: str | Path) -> None:

@@ -64,7 +64,7 @@ class Recorder(TrainerCallback):
     def write(self, state: TrainerState) -> None:
         """Write `stats/*.json` as of now."""
         session = self._session()
-        if session is None:
+        if session is None or not self._recording:
             return
         files = statistics_files(
             session.state.totals,

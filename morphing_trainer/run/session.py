@@ -23,14 +23,18 @@ class Session:
     """Counts samples, tokens and time, and finds out when an operation is due, on all ranks alike.
 
     `state.position.pending` holds the reason once one is; the trainer then ends its segment and applies it.
+
+    Args:
+        averages_tokens: a rank's loss is divided by the tokens of all ranks, not by its own.
     """
 
-    def __init__(self, schedule: Schedule, state: RunState, course: Course) -> None:
+    def __init__(self, schedule: Schedule, state: RunState, course: Course, *, averages_tokens: bool = True) -> None:
         self.schedule = schedule
         self.state = state
         self.course = course
         self.consensus = Consensus()
         self.stop = StopRequest()
+        self.averages_tokens = averages_tokens
         self.meter = LossMeter(state.totals.get(state.stage_name, Totals()))
         self.stopping = False
         self.listening = True
@@ -111,9 +115,13 @@ class Session:
         state = self.state
         loss_sum, tokens = self.meter.read()
         totals = state.totals.get(state.stage_name, Totals())
-        # Each rank has a share of the tokens, and scales its loss by the number of ranks.
-        sums = [figures[0] for figures in self.consensus.gathered([loss_sum])]
-        loss_sum = sum(sums) / len(sums)
+        found = self.consensus.gathered([loss_sum, tokens])
+        if self.averages_tokens:  # over all ranks: each has the share of its own samples, times the number of ranks
+            loss_sum = sum(figures[0] for figures in found) / len(found)
+        elif len(found) > 1:  # each has begun with what all had together
+            before, counted = self.meter.begun
+            loss_sum = before + sum(figures[0] - before for figures in found)
+            tokens = counted + sum(int(figures[1]) - counted for figures in found)
         state.totals[state.stage_name] = replace(totals, loss_sum=loss_sum, loss_tokens=tokens)
 
     def evaluated(self, step: int, loss: float, rank_use: float | None = None) -> None:
@@ -139,7 +147,14 @@ class Session:
     @property
     def epoch_over(self) -> bool:
         """Whether the segment has read the epoch to its end."""
-        return self._sampler is not None and len(self._sampler) == 0
+        return self._sampler is not None and self._batches >= len(self._sampler.layout)
+
+    @property
+    def epochs(self) -> float:
+        """Epochs trained, with their fraction, in all stages together."""
+        cursor = self.state.cursor
+        # Whole at an epoch's end, also where the last samples are left out.
+        return self.state.epochs_before + (cursor.epoch + 1 if self.epoch_over else cursor.fraction)
 
     @property
     def due(self) -> bool:
@@ -171,7 +186,7 @@ class Session:
         state.evaluations, state.rank_use = [], None
 
     def _ask(self, tokens: int, evaluating: bool = False, analysing: bool = False) -> str | None:
-        if self.due:
+        if self.due or self.state.position.upcoming(self.schedule) is None:
             return None
         clock = replace(self.state.clock(evaluating=evaluating), tokens=tokens, analysing=analysing)
         return self.state.position.ask(self.schedule, clock)

@@ -40,6 +40,7 @@ class RunState:
         totals: what has been trained on, by stage.
         step: optimizer steps done.
         end: optimizer step at which the run ends.
+        planned: where it was to end when it began; intervals that are given as shares are shares of this.
         tokens: training tokens seen, over all processes.
         seconds: time spent training, over all restarts.
         evaluations: (step, raw loss) since the last operation.
@@ -71,6 +72,7 @@ class RunState:
     totals: dict[str, Totals] = field(default_factory=dict)
     step: int = 0
     end: int = 0
+    planned: int = 0
     tokens: int = 0
     seconds: float = 0.0
     evaluations: list[tuple[int, float]] = field(default_factory=list)
@@ -170,6 +172,7 @@ class RunState:
             "totals": {name: totals.to_dict() for name, totals in self.totals.items()},
             "step": self.step,
             "end": self.end,
+            "planned": self.planned,
             "tokens": self.tokens,
             "seconds": self.seconds,
             "evaluations": [[step, _written(loss)] for step, loss in self.evaluations],
@@ -212,6 +215,7 @@ class RunState:
                 totals={str(name): Totals.from_dict(totals) for name, totals in data["totals"].items()},
                 step=int(data["step"]),
                 end=int(data["end"]),
+                planned=int(data["planned"]),
                 tokens=int(data["tokens"]),
                 seconds=float(data["seconds"]),
                 evaluations=[(int(step), float(loss)) for step, loss in data["evaluations"]],

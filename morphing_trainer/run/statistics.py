@@ -64,7 +64,7 @@ class LossMeter:
     """
 
     def __init__(self, totals: Totals) -> None:
-        self._begun = (totals.loss_sum, totals.loss_tokens)
+        self.begun = (totals.loss_sum, totals.loss_tokens)
         self._sum: torch.Tensor | None = None
         self._tokens: torch.Tensor | int = totals.loss_tokens
         self._step: torch.Tensor | int = 0
@@ -78,12 +78,12 @@ class LossMeter:
         """A micro-batch's part of the mean loss of its step."""
         if self._sum is None:
             kind = torch.float32 if loss.device.type == "mps" else torch.float64
-            self._sum = torch.tensor(self._begun[0], dtype=kind, device=loss.device)
+            self._sum = torch.tensor(self.begun[0], dtype=kind, device=loss.device)
         self._sum = self._sum + loss.to(self._sum.dtype) * self._step
 
     def read(self) -> tuple[float, int]:
         """Sum of the loss and number of tokens, on this rank. Waits for the device."""
-        return (self._begun[0] if self._sum is None else float(self._sum)), int(self._tokens)
+        return (self.begun[0] if self._sum is None else float(self._sum)), int(self._tokens)
 
 
 def overall(totals: Iterable[Totals]) -> Totals:

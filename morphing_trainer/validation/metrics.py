@@ -1,13 +1,14 @@
 """What an evaluation says beside the loss, from a few numbers per batch: no logits are kept.
 
 token accuracy  = predicted tokens that are the true one / true tokens, each predicted from the true tokens before it
-word accuracy   = sum over samples of max(0, w - d) / sum over samples of w
+word accuracy   = 1 - Hamming distance / words of the truth
 perplexity      = exp(loss)
 
-where w is the number of words of a sample's truth, and d the Levenshtein distance, in whole words, between them and the
-words of its prediction (the most likely token at each place of the truth, decoded together). Words are what white space
-or end-of-text separates. It is between 0 and 1, and 1 only where all words are right. Decoding takes time, so words are
-counted in the first `WORD_SAMPLES` samples of an evaluation only.
+A word is what white space or a special token separates, and is right if the most likely tokens at its own places decode
+to it. So the words of truth and prediction are two lists of one length, and their edit distance is the one that knows
+replacements only (Hamming's). With insertions and deletions a model that repeats its input one place later, as an
+untrained one with tied embeddings does, would have nearly all words right. Decoding takes time, so words are counted in
+the first `WORD_SAMPLES` samples of an evaluation only.
 
 Only labels that are not -100 count, for all of them: prompts and padding do not.
 """
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from rapidfuzz.distance import Levenshtein
+from rapidfuzz.distance import Hamming
 from torch import Tensor
 
 from morphing_trainer.data.loading import IGNORED_LABEL
@@ -39,18 +40,21 @@ def perplexity(loss: float) -> float:
         return math.inf
 
 
-def right_words(truth: Sequence[str], prediction: Sequence[str]) -> int:
-    """Words of `truth` less the insertions, deletions and replacements that make it of `prediction`; not below 0."""
-    return max(0, len(truth) - Levenshtein.distance(truth, prediction))
-
-
-def words_of(texts: Sequence[str], separators: Collection[str] = ()) -> list[list[str]]:
-    """The words of each text; `separators` (special tokens) stand for white space."""
-    found = []
-    for text in texts:
-        for separator in separators:
-            text = text.replace(separator, " ")
-        found.append(text.split())
+def words_at(tokens: Sequence[int], tokenizer: Any) -> list[tuple[int, int]]:
+    """The places [start, stop) of each word in a row of tokens; white space and special tokens alone are no words."""
+    special = {*tokenizer.all_special_ids}
+    texts = tokenizer.batch_decode([[token] for token in tokens], clean_up_tokenization_spaces=False)
+    found: list[tuple[int, int]] = []
+    fresh = True
+    for place, (token, text) in enumerate(zip(tokens, texts, strict=True)):
+        if token in special or text.isspace():
+            fresh = True
+            continue
+        if fresh or text[:1].isspace():
+            found.append((place, place + 1))
+        else:
+            found[-1] = (found[-1][0], place + 1)
+        fresh = text[-1:].isspace()
     return found
 
 
@@ -62,15 +66,17 @@ def count_words(labels: Tensor, predictions: Tensor, tokenizer: Any) -> tuple[in
         predictions: (samples, places), the most likely token at each place.
         tokenizer: decodes them.
     """
-    true, predicted = [], []
+    true: list[list[int]] = []
+    predicted: list[list[int]] = []
     for row, guesses in zip(labels.cpu(), predictions.cpu(), strict=True):
         counted = row != IGNORED_LABEL
-        true.append(row[counted].tolist())
-        predicted.append(guesses[counted].tolist())
+        truth, guessed = row[counted].tolist(), guesses[counted].tolist()
+        for start, stop in words_at(truth, tokenizer):
+            true.append(truth[start:stop])
+            predicted.append(guessed[start:stop])
     texts = tokenizer.batch_decode([*true, *predicted], skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    words = words_of(texts, tokenizer.all_special_tokens)
-    pairs = list(zip(words[: len(true)], words[len(true) :], strict=True))
-    return sum(right_words(*pair) for pair in pairs), sum(len(truth) for truth, _ in pairs)
+    words = [text.strip() for text in texts]
+    return int(Hamming.similarity(words[: len(true)], words[len(true) :])), len(true)
 
 
 class Tally:

@@ -12,7 +12,7 @@ from transformers import default_data_collator
 
 from morphing_trainer.data.cursor import PLACEHOLDER, Cursor
 from morphing_trainer.data.loading import QuietLoader, WithPlaceholder, masked_collate
-from morphing_trainer.data.packing import Blocks, collate
+from morphing_trainer.data.samples import Blocks, collate
 from morphing_trainer.errors import DataError
 from tests.data.test_cursor import sampler_of
 

@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerFast, default_data_collator
 
 from morphing_trainer.data import packing
 from morphing_trainer.data.making import Making, make_samples
-from morphing_trainer.data.packing import Blocks, Packer, collate, cut_long
+from morphing_trainer.data.packing import Packer, cut_long
+from morphing_trainer.data.samples import Blocks, collate
 from morphing_trainer.data.tokenizer import train_tokenizer
 from morphing_trainer.errors import DataError
 

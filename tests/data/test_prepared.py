@@ -134,6 +134,12 @@ def damage(folder: Path, how: str) -> None:
         case "offsets":
             path = folder / "train/offsets.bin"
             path.write_bytes(path.read_bytes()[:-8] + (10**6).to_bytes(8, "little"))
+        case "a flipped bit":
+            content = bytearray(tokens.read_bytes())
+            content[10] ^= 1
+            tokens.write_bytes(content)
+        case "meta lost":
+            meta.unlink()
         case "empty meta":
             meta.write_text("{}")
         case "broken meta":
@@ -162,6 +168,8 @@ def damage(folder: Path, how: str) -> None:
         ("missing", r"tokens\.bin is missing"),
         ("no split", "validation data: .*cannot be read"),
         ("offsets", "training data: .*is damaged"),
+        ("a flipped bit", r"train/tokens\.bin is not what was written: the folder is damaged"),
+        ("meta lost", r"meta\.json cannot be read"),
         ("empty meta", "is not that of a prepared folder"),
         ("broken meta", r"meta\.json cannot be read"),
         ("broken inner meta", r"validation data: .*meta\.json is damaged"),

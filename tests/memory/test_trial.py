@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from morphing_trainer.data.packing import collate
+from morphing_trainer.data.samples import collate
 from morphing_trainer.memory.peak import peak_percent
 from morphing_trainer.memory.system import GIB, Amount
 from morphing_trainer.memory.trial import MOST_READ, StepProbe, longest_samples, undisturbed

@@ -115,6 +115,10 @@ def test_the_schedules_of_the_stages_become_one(tmp_path: Path, monkeypatch: pyt
         ),
         ("a: {mix: [{dataset: x, weight: 0}], steps: 3}", ["stage a, mix.0.weight: must be a positive, finite number"]),
         ("a: {mix: [{weight: 1}], steps: 3}", ["1: stage a, mix.0.dataset: is missing"]),
+        (
+            "a: {mix: [demo], steps: 3}",
+            ["mix.0: must be a mapping such as {dataset: demo, weight: 1}, is 'demo'"],
+        ),
         ("a: {mix: [], steps: 3}", ["1: stage a, mix: must have at least 1 item"]),
         ("a: demo", ["1: stage a: must be a mapping such as {dataset: demo, epochs: 1}, is 'demo'"]),
         ("- {dataset: demo}", ["a plan is a mapping `stage: {dataset: ..., epochs: ...}`"]),
@@ -142,6 +146,12 @@ def test_problems_of_the_schedules_are_told_together(tmp_path: Path) -> None:
         load_plan(path)
     assert f"{path}:5: entry 1, name: unknown operation 'stack_layer'" in str(error.value)
     assert f"{path}:10: entry 1 (change_lr), value: must be a positive, finite number" in str(error.value)
+
+
+def test_a_schedule_that_is_missing_is_told_with_its_stage(tmp_path: Path) -> None:
+    path = written(tmp_path, "a:\n  dataset: demo\n  steps: 3\n  schedule: nowhere.yaml\n")
+    with pytest.raises(ScheduleError, match=r"plan\.yaml:4: stage a, schedule: nowhere\.yaml: there is no such file"):
+        load_plan(path)
 
 
 def test_what_repeats_to_the_end_must_be_of_the_last_schedule(tmp_path: Path) -> None:

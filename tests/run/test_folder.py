@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from morphing_trainer.errors import ConfigError
-from morphing_trainer.run.folder import check_output_dir, clear, traces
+from morphing_trainer.run.folder import check_output_dir, clear, locked, traces
 
 RUN = ["checkpoint-10", "checkpoint-20", "journal.jsonl", "logs", "loss.png", "model"]
 
@@ -63,3 +63,11 @@ def test_clear_deletes_the_run_and_nothing_else(tmp_path: Path) -> None:
     assert (outside / "file").exists()
     clear(tmp_path / "run")
     clear(tmp_path / "none")
+
+
+def test_a_folder_that_is_in_use_is_refused(tmp_path: Path) -> None:
+    lock = locked(tmp_path / "run")
+    with pytest.raises(ConfigError, match="another process is training in"):
+        locked(tmp_path / "run")
+    lock.release()
+    locked(tmp_path / "run").release()

@@ -8,11 +8,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import TrainerCallback
 
 from morphing_trainer import MorphingTrainer
+from morphing_trainer.data.mixture import Mixture
+from morphing_trainer.data.samples import Blocks
 from morphing_trainer.errors import CheckpointError, ConfigError, DataError, ScheduleError
 from morphing_trainer.run.course import Length, TrainingStage
 from morphing_trainer.run.journal import read_journal
@@ -324,6 +327,102 @@ def test_reset_history_forgets_statistics_and_nothing_else(whole: MorphingTraine
     assert set(resumed.session.state.totals) == {"texts", "mixture"}
     assert resumed.session.state.totals["texts"].steps == 21 - 14
     assert min(line["step"] for line in resumed.state.log_history) == 15
+
+
+def test_a_stage_in_tokens_reads_as_many_epochs_as_it_needs(tmp_path: Path) -> None:
+    """Also where an epoch is shorter than a step."""
+    stages = [
+        TrainingStage("tiny", Tokens(5), Tokens(8), Length("tokens", 600)),
+        TrainingStage("after", Tokens(9), Tokens(8), Length("steps", 2)),
+    ]
+    made = run(tmp_path, [], stages=stages, per_device_train_batch_size=40)
+    assert made.session is not None
+    state = made.session.state
+    assert state.totals["tiny"].tokens == 8 * 5 * 16  # the first number of whole steps with 600 tokens
+    assert state.totals["after"].steps == 2
+    assert state.step == state.end == made.state.max_steps == 10
+
+
+@pytest.mark.parametrize("scheduler", ["linear", "cosine"])
+def test_where_the_end_was_only_estimated_the_rate_is_the_same_after_a_resume(tmp_path: Path, scheduler: str) -> None:
+    """Samples of a stage in tokens differ in length, so its end moves while the learning rate decays to it."""
+    long_first = pieces([3, 1, 4, 2, 6, 1, 5, 3, 2, 4], seed=8)
+    stages = [
+        TrainingStage("texts", long_first, Tokens(8), Length("tokens", 700)),
+        TrainingStage("plain", Tokens(13), Tokens(8), Length("tokens", 450)),
+    ]
+    options = {"stages": stages, "lr_scheduler_type": scheduler, "per_device_train_batch_size": 3}
+    whole = run(tmp_path / "whole", [], **options, save_strategy="steps", save_steps=1, save_total_limit=100)
+    assert whole.session is not None
+    end = whole.session.state.step
+    assert whole.session.state.planned != end, "or nothing is shown"
+    for step in range(1, end):
+        resumed = run(tmp_path / str(step), [], str(whole.run_folder / f"checkpoint-{step}"), **options)
+        assert same(weights(resumed), weights(whole)), f"resumed at {step}"
+
+
+def test_a_fraction_of_an_epoch_of_texts_ends_within_it(tmp_path: Path) -> None:
+    """Whatever the batch is on the way, though each step leaves some samples out."""
+    texts = pieces([5, 7, 3, 9, 4, 6, 8, 2, 5, 7])
+    stage = TrainingStage("texts", texts, Tokens(8), Length("epochs", 0.7))
+    for step, batch in ((1, 6), (1, 9), (2, 2)):
+        schedule = [{"name": "set_batch_size", "value": batch, "max_wait_iters": step}]
+        made = run(tmp_path / f"{step}-{batch}", schedule, stages=[stage], per_device_train_batch_size=7)
+        assert made.session is not None
+        cursor = made.session.state.cursor
+        assert cursor.epoch == 0
+        last = made.fed[-1][2]  # type: ignore[attr-defined]
+        order = cursor.arranged.indices.tolist()
+        assert order.index(last[0]) < 0.7 * len(texts) <= cursor.position
+
+
+def test_a_change_of_a_later_stage_leaves_the_end_of_the_current_alone(tmp_path: Path) -> None:
+    texts = TrainingStage("texts", pieces([5, 7, 3, 9, 4, 6, 8, 2]), Tokens(8), Length("epochs", 0.9))
+    after = TrainingStage("after", Tokens(9), Tokens(8), Length("steps", 3))
+    whole = run(tmp_path / "whole", [], stages=[texts, after], save_strategy="steps", save_steps=1, save_total_limit=99)
+    assert whole.session is not None
+    end = whole.session.state.stages["after"]
+    for step in range(1, end):
+        longer = replace(after, length=Length("steps", 4))
+        start = str(whole.run_folder / f"checkpoint-{step}")
+        resumed = run(tmp_path / str(step), [], start, stages=[texts, longer])
+        assert resumed.session is not None
+        assert resumed.session.state.stages["after"] == end
+        assert resumed.session.state.step == end + 4
+
+
+def test_intervals_that_are_shares_stay_what_they_were(tmp_path: Path) -> None:
+    twenty = Length("steps", 20)
+    stages = [TrainingStage(name, Tokens(20, seed=seed), Tokens(8), twenty) for seed, name in enumerate("ab")]
+    options = {"stages": stages, "logging_steps": 0.1, "save_steps": 0.1, "save_strategy": "steps"}
+    whole = run(tmp_path / "whole", [advance(None, 5)], **options, save_total_limit=100)
+    resumed = run(tmp_path / "resumed", [advance(None, 5)], str(whole.run_folder / "checkpoint-8"), **options)
+    lines = [[line["step"] for line in made.state.log_history if "loss" in line] for made in (whole, resumed)]
+    assert lines[0] == lines[1] == list(range(4, 25, 4))
+    names = {path.name for path in (tmp_path / "resumed").glob("checkpoint-*")}
+    assert names <= {path.name for path in whole.run_folder.glob("checkpoint-*")}
+
+
+def test_a_stage_is_evaluated_once_at_its_end(tmp_path: Path) -> None:
+    made = run(tmp_path, [], eval_strategy="epoch")
+    steps = [line["step"] for line in made.state.log_history if "eval_loss" in line]
+    assert len(steps) == len(set(steps))
+    assert {12, 21} <= set(steps)
+
+
+def test_two_stages_over_the_same_data_read_it_in_another_order(tmp_path: Path) -> None:
+    made = run(tmp_path, [], stages=[TrainingStage(name, Tokens(40), Tokens(8), Length("steps", 5)) for name in "ab"])
+    first, second = ([step for stage, _, step in made.fed if stage == name] for name in "ab")  # type: ignore[attr-defined]
+    assert first != second
+
+
+def test_a_batch_too_large_for_a_mixture_is_refused(tmp_path: Path) -> None:
+    """An epoch of a mixture is shorter than its parts together."""
+    parts = [Blocks(Tokens(count).tokens.numpy().astype(np.int32)) for count in (3, 100)]
+    stage = TrainingStage("mixture", Mixture(parts, [1, 1]), Tokens(8), Length("steps", 5))
+    schedule = [{"name": "set_batch_size", "value": 16, "max_wait_iters": 1}]
+    with pytest.raises(ScheduleError, match="6 samples make no complete batch of 16"):
+        trainer(tmp_path, schedule, stages=[stage], dataloader_drop_last=True, per_device_train_batch_size=2)
 
 
 def test_a_stage_too_small_for_a_batch_is_refused(tmp_path: Path) -> None:

@@ -11,39 +11,41 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from morphing_trainer.errors import ConfigError
-from morphing_trainer.validation.metrics import WORD_SAMPLES, Tally, perplexity, right_words, summarise, words_of
+from morphing_trainer.validation.metrics import WORD_SAMPLES, Tally, count_words, perplexity, summarise, words_at
 from morphing_trainer.validation.names import METRICS, metric_names
 from tests.validation.common import tokenizer
 
-WORDS = st.lists(st.sampled_from(["a", "b", "c", "long"]), max_size=8)
+
+def counted(truth: str, said: list[int]) -> tuple[int, int]:
+    labels = torch.tensor([tokenizer()(truth)["input_ids"]])
+    return count_words(labels, torch.tensor([said]), tokenizer())
 
 
-@pytest.mark.parametrize(
-    ("truth", "prediction", "right"),
-    [
-        ("the cat sat down", "the cat sat down", 4),
-        ("the cat sat down", "the dog sat down", 3),  # one replaced
-        ("the cat sat down", "cat sat down", 3),  # one left out: the others are in their places after that
-        ("the cat sat down", "the fat cat sat down", 3),  # one too many
-        ("the cat sat down", "", 0),
-        ("the cat", "a b c d e f", 0),  # six wrong ones are not minus four right ones
-        ("", "something", 0),
-    ],
-)
-def test_right_words(truth: str, prediction: str, right: int) -> None:
-    assert right_words(truth.split(), prediction.split()) == right
+def test_a_word_is_right_at_its_own_place() -> None:
+    truth = "the cat sat down on it"
+    ids = tokenizer()(truth)["input_ids"]
+    assert counted(truth, ids) == (6, 6)
+    *_, (start, _) = words_at(ids, tokenizer())
+    wrong = ids[:start] + [token + 1 for token in ids[start:]]
+    assert counted(truth, wrong) == (5, 6)
 
 
-@given(WORDS, WORDS)
-def test_right_words_are_bounded(truth: list[str], prediction: list[str]) -> None:
-    right = right_words(truth, prediction)
-    assert 0 <= right <= len(truth)
-    assert (right == len(truth)) == (truth == prediction or not truth)
-    assert right >= sum(a == b for a, b in zip(truth, prediction, strict=False)) - max(0, len(prediction) - len(truth))
+def test_repeating_the_input_one_place_later_gets_no_words_right() -> None:
+    """What an untrained model with tied embeddings does."""
+    truth = "every word of this text stands there once only"
+    ids = tokenizer()(truth)["input_ids"]
+    assert counted(truth, [tokenizer().eos_token_id, *ids[:-1]]) == (0, 9)
 
 
-def test_words() -> None:
-    assert words_of(["one two\n three<end>four", " ", ""], ["<end>"]) == [["one", "two", "three", "four"], [], []]
+@given(st.lists(st.sampled_from(["a", "bc", "long", "é", "\n", "  ", "<|endoftext|>"]), min_size=1, max_size=12))
+def test_words_are_those_that_white_space_separates(parts: list[str]) -> None:
+    text = " ".join(parts)
+    ids = tokenizer()(text)["input_ids"]
+    expected = text.replace("<|endoftext|>", " ").split()
+    found = [tokenizer().decode(ids[start:stop]).strip() for start, stop in words_at(ids, tokenizer())]
+    assert found == expected
+    if expected:
+        assert counted(text, ids) == (len(expected), len(expected))
 
 
 def test_perplexity_of_any_loss() -> None:
