@@ -46,6 +46,7 @@ def run(kind: str, model: torch.nn.Module, data: Blocks, steps: int) -> tuple[fl
     stopwatch = Stopwatch()
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(open(os.devnull, "w")):
         arguments: dict[str, Any] = {
+            "weight_decay": 0.0,  # of which the two have other defaults
             "output_dir": folder,
             "max_steps": steps,
             "per_device_train_batch_size": BATCH,
