@@ -66,8 +66,13 @@ def difference(run: Points, reference: Points) -> Points:
 
 
 def longest(runs: Sequence[RunData], axis: XAxis) -> RunData:
-    """The run that reaches furthest along the axis, the first of equals."""
-    return max(runs, key=lambda run: max(x for x, _ in _reach(run, axis)))
+    """The run that reaches furthest along the axis; of equals the one whose record begins earliest, then the first."""
+
+    def reach(run: RunData) -> tuple[float, float]:
+        places = [x for x, _ in _reach(run, axis)]
+        return max(places), -min(places)
+
+    return max(runs, key=reach)
 
 
 def _reach(run: RunData, axis: XAxis) -> Points:

@@ -102,6 +102,7 @@ class RunDisplay(TrainerCallback):
             return
         self.close()
         self._reset()
+        self._first_step = state.global_step
         self._owns_console_log = log.attach_console(self.console)
         self._status.facts = dict(self._facts())
         self._sample(state)
@@ -135,7 +136,7 @@ class RunDisplay(TrainerCallback):
             return
         numbers = {key: value for key, value in _numbers(logs).items() if not key.startswith(_SHOWN_ELSEWHERE)}
         if "train_runtime" in numbers:
-            self._say(_finished(numbers, state))
+            self._say(_finished(numbers, state, self._first_step))
         elif "loss" in numbers:
             self._on_train_loss(numbers, state)
         elif analysis := analysis_line(numbers):
@@ -218,7 +219,7 @@ class RunDisplay(TrainerCallback):
         self._status = Status()
         self._steps, self._throughput = Rate(), Rate()
         self._started, self._refreshed = time.monotonic(), 0.0
-        self._batches, self._diverged = 0, False
+        self._batches, self._diverged, self._first_step = 0, False, 0
 
     def _on_train_loss(self, numbers: Mapping[str, float], state: TrainerState) -> None:
         """One line per log: in the bar on a terminal, printed elsewhere. NaN is pointed out once, until it is over."""
@@ -302,7 +303,10 @@ def _numbers(values: Mapping[str, Any] | None) -> dict[str, float]:
     return {key: float(value) for key, value in (values or {}).items() if isinstance(value, Real)}
 
 
-def _finished(numbers: Mapping[str, float], state: TrainerState) -> str:
-    loss = f", mean training loss {loss_text(numbers['train_loss'])}" if "train_loss" in numbers else ""
+def _finished(numbers: Mapping[str, float], state: TrainerState, begun: int) -> str:
+    loss = ""
+    if "train_loss" in numbers and state.global_step > begun:  # the mean of this process's steps
+        since = f" since step {begun:,}" if begun else ""
+        loss = f", mean training loss{since} {loss_text(numbers['train_loss'])}"
     word = "Finished" if state.global_step >= state.max_steps else "Stopped"
     return f"{word} at step {state.global_step:,}/{state.max_steps:,} after {duration(numbers['train_runtime'])}{loss}"

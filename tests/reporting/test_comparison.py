@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from matplotlib.figure import Figure
@@ -32,6 +33,8 @@ def test_the_difference_is_taken_at_equal_x() -> None:
 def test_the_longest_run_is_the_one_that_others_are_held_against() -> None:
     short, long = run("short", steps=100, shift=0.5), run("long", steps=200)
     assert longest([short, long], AXES["tokens"]) is long
+    forgetful = replace(long, lines=[line for line in long.lines if line["step"] > 50])
+    assert longest([forgetful, long], AXES["steps"]) is long, "the one with the longer record"
     figure = comparison_figure([short, long], AXES["steps"])
     zero, gap = panel(figure, "validation loss: run - longest")
     assert [y for _, y in zero] == [0, 0] and [x for x, _ in gap] == [50, 100]
