@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import datasets
@@ -13,3 +14,9 @@ settings.register_profile("data", derandomize=True, max_examples=60, deadline=No
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`datasets` keeps what it converts in the test's own folder, so that no test finds another's results."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.fixture(autouse=True)
+def same_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`datasets.map` with several processes leaves a copy in the place of `os.environ`, which others have got hold of."""
+    monkeypatch.setattr(os, "environ", os.environ)
