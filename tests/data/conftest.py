@@ -18,5 +18,5 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def same_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`datasets.map` with several processes leaves a copy in the place of `os.environ`, which others have got hold of."""
+    """`datasets.map` with several processes leaves a copy in the place of `os.environ`, which others hold on to."""
     monkeypatch.setattr(os, "environ", os.environ)
