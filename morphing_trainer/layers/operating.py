@@ -135,6 +135,7 @@ class OperatingTrainer(ObservingTrainer):
         return ""
 
     def _enter_stage(self) -> None:
+        """Begin the next stage: its data, its rate, its length, and its operations that are due at once."""
         assert self.session is not None
         state = self.session.state
         index = state.next_stage or state.stage_index + 1
@@ -150,6 +151,7 @@ class OperatingTrainer(ObservingTrainer):
         self.session.begin()
 
     def _use_data(self, state: RunState) -> None:
+        """Put the data of the current stage in their place, and point out if most of them will be left out."""
         stage = self.course.stages[state.stage_index]
         self.train_dataset, self.eval_dataset = stage.train_dataset, stage.eval_dataset
         share = self.course.dropped_share(state)

@@ -79,9 +79,10 @@ class Course:
             raise ConfigError(f"stages: two are called {twice[0]!r}. Give each a name of its own.")
         for stage in self.stages:
             if stage.train_dataset is None or not has_length(stage.train_dataset):
+                of = "" if len(self.stages) == 1 else f" of stage {stage.name!r}"
                 raise DataError(
-                    "train_dataset: has no length (it is missing or a stream), so its samples cannot be counted; pass "
-                    "a map-style data set."
+                    f"train_dataset{of}: has no length (it is missing or a stream), so its samples cannot be counted; "
+                    "pass a map-style data set."
                 )
 
     @property
