@@ -71,29 +71,45 @@ def grow(
     Raises:
         OperationError: if the operation does not fit; nothing has changed then.
     """
-    morph = operation.morph(spec, rng)
     old = dict(model.named_parameters())
-    gone, whole = lost(morph.lineage, old)
-    if whole:
-        share = f"{gone / whole:.2%} of the adapters' norm was dropped ({gone:.3g} of {whole:.3g})"
-        morph = replace(morph, note=", ".join(part for part in (morph.note, share) if part))
+    morph = noting_loss(operation.morph(spec, rng), old)
     weights = transplant_weights(morph.lineage, old)
     new = dressed(morph.spec, weights, like=model)
     hand_on_marks(morph.lineage, old, new)
     sizes = {name: parameter.numel() for name, parameter in new.named_parameters()}
     new_states, census = transplant_states(morph.lineage, states, sizes, morph.spec.untrained)
-    return Grown(morph, new, _inherit_groups(morph.lineage, groups), new_states, census)
+    return Grown(morph, new, inherit_groups(morph.lineage, groups), new_states, census)
+
+
+def noting_loss(morph: Morph, old: Mapping[str, torch.Tensor]) -> Morph:
+    """The morph, with a note on what it drops of adapters. `old` needs to hold these only (`lineage.factors.cut`)."""
+    gone, whole = lost(morph.lineage, old)
+    if not whole:
+        return morph
+    share = f"{gone / whole:.2%} of the adapters' norm was dropped ({gone:.3g} of {whole:.3g})"
+    return replace(morph, note=", ".join(part for part in (morph.note, share) if part))
 
 
 def dressed(
     spec: ModelSpec, weights: Mapping[str, torch.Tensor], like: PreTrainedModel | None = None
 ) -> PreTrainedModel:
     """A model of description `spec` that owns `weights` (no copy), with the run-time switches of `like`."""
-    new = spec.build("meta")
+    new = skeleton(spec, like)
+    own(new, spec, weights)
+    return new
+
+
+def own(model: nn.Module, spec: ModelSpec, weights: Mapping[str, torch.Tensor]) -> None:
+    """Make `weights` the parameters of a model of description `spec`, without a copy."""
     still = spec.untrained
     parameters = {name: nn.Parameter(tensor, requires_grad=name not in still) for name, tensor in weights.items()}
     parameters |= {name: parameters[owner] for name, owner in spec.tied.items()}
-    new.load_state_dict(parameters, strict=True, assign=True)
+    model.load_state_dict(parameters, strict=True, assign=True)
+
+
+def skeleton(spec: ModelSpec, like: PreTrainedModel | None = None) -> PreTrainedModel:
+    """A model of description `spec` without weights (on the meta device), with the run-time switches of `like`."""
+    new = spec.build("meta")
     if like is not None:
         new.train(like.training)
         new.generation_config = like.generation_config
@@ -204,5 +220,6 @@ def optimizer_names(model: nn.Module, optimizer: Optimizer) -> list[list[str]]:
     return [[names[id(parameter)] for parameter in group["params"]] for group in optimizer.param_groups]
 
 
-def _inherit_groups(lineage: Lineage, groups: Groups) -> dict[str, int]:
+def inherit_groups(lineage: Lineage, groups: Groups) -> dict[str, int]:
+    """Param group of every new parameter: that of its kin."""
     return {name: groups[lineage.kin(name)] for name in lineage.origins}

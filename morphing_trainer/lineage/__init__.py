@@ -1,7 +1,7 @@
 """The pure core: descriptions of models, lineages between them, and the transplant that follows a lineage."""
 
 from morphing_trainer.lineage.adapters import Site
-from morphing_trainer.lineage.factors import lost
+from morphing_trainer.lineage.factors import cut, lost
 from morphing_trainer.lineage.lineage import (
     NEWBORN,
     AxisMap,
@@ -37,6 +37,7 @@ __all__ = [
     "Truncated",
     "Units",
     "architecture_of",
+    "cut",
     "has_no_rule",
     "lost",
     "readapt",

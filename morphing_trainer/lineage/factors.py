@@ -26,20 +26,25 @@ class Directions:
 
 
 class Factors:
-    """The products of one transplant; each is decomposed once, though three new tensors descend from it."""
+    """The products of one transplant; each is decomposed once, though three new tensors in a row descend from it."""
 
     def __init__(self, old: Mapping[str, Tensor]) -> None:
         self._old = old
-        self._found: dict[Product, Directions] = {}
+        self._last: tuple[Product, Directions] | None = None
 
     def directions(self, product: Product) -> Directions:
-        if product not in self._found:
-            self._found[product] = decompose(self._old[product.a].detach(), self._old[product.b].detach())
-        return self._found[product]
+        if self._last is None or self._last[0] != product:
+            self._last = product, decompose(self._old[product.a].detach(), self._old[product.b].detach())
+        return self._last[1]
 
-    def merged(self, origin: Merged) -> Tensor:
-        """The weight plus the product, or plus what lies beyond its first `origin.beyond` directions."""
-        weight, product = self._old[origin.ancestor].detach(), origin.product
+    def merged(self, origin: Merged, weight: Tensor | None = None, rows: range | None = None) -> Tensor:
+        """The weight plus the product, or plus what lies beyond its first `origin.beyond` directions.
+
+        Args:
+            weight, rows: of the weight only these rows, as they are stored, are given and wanted.
+        """
+        product = origin.product
+        weight = self._old[origin.ancestor].detach() if weight is None else weight
         if origin.beyond:
             found = self.directions(product)
             left = found.left[:, origin.beyond :] * found.values[origin.beyond :]
@@ -48,6 +53,8 @@ class Factors:
             left, right = _wide(self._old[product.b].detach()), _wide(self._old[product.a].detach())
         if origin.transposed:
             left, right = right.T, left.T
+        if rows is not None:
+            left = left[rows.start : rows.stop]
         wide = weight.to(torch.promote_types(weight.dtype, left.dtype))  # which is wide already
         return torch.addmm(wide, left.to(wide.dtype), right.to(wide.dtype), alpha=product.scale).to(weight.dtype)
 
@@ -77,17 +84,21 @@ def decompose(a: Tensor, b: Tensor) -> Directions:
     return Directions(left @ u, values, v @ right.T)
 
 
-def lost(lineage: Lineage, old: Mapping[str, Tensor]) -> tuple[float, float]:
-    """Of the products that are truncated without merging the rest: Frobenius norm of what is lost, and of all."""
+def cut(lineage: Lineage) -> dict[Product, int]:
+    """The products that are truncated without merging the rest, and the rank that they are truncated to."""
     kept = {origin.product for origin in lineage.origins.values() if isinstance(origin, Merged)}
-    cut = {
+    return {
         origin.product: origin.rank
         for origin in lineage.origins.values()
         if isinstance(origin, Truncated) and origin.product not in kept
     }
+
+
+def lost(lineage: Lineage, old: Mapping[str, Tensor]) -> tuple[float, float]:
+    """Of the products that are truncated without merging the rest: Frobenius norm of what is lost, and of all."""
     factors = Factors(old)
     gone = whole = 0.0
-    for product, rank in cut.items():
+    for product, rank in cut(lineage).items():
         values = factors.directions(product).values.double() * product.scale
         gone, whole = gone + float(values[rank:].square().sum()), whole + float(values.square().sum())
     return gone**0.5, whole**0.5

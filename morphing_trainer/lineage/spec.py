@@ -40,10 +40,12 @@ def architecture_of(model: nn.Module) -> Architecture:
     model = adapters.bare(model)
     config = getattr(model, "config", None)
     architecture = ARCHITECTURES.get(getattr(config, "model_type", ""))
-    if architecture is None or type(model).__name__ != architecture.model_class:
+    # FSDP2 gives modules that it divides a class of its own, made from theirs.
+    kind = type(model).__name__.removeprefix("FSDP")
+    if architecture is None or kind != architecture.model_class:
         supported = ", ".join(sorted(entry.model_class for entry in ARCHITECTURES.values()))
         raise ModelError(
-            f"model: {type(model).__name__} cannot be morphed; supported is {supported}. "
+            f"model: {kind} cannot be morphed; supported is {supported}. "
             "A new family is a table of named axes in morphing_trainer/architectures."
         )
     if getattr(config, "add_cross_attention", False):

@@ -13,14 +13,24 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from morphing_trainer.errors import OperationError
 from morphing_trainer.lineage.factors import Factors
-from morphing_trainer.lineage.lineage import NEWBORN, AxisMap, Descent, Fill, Lineage, Merged, Newborn, Truncated
+from morphing_trainer.lineage.lineage import (
+    NEWBORN,
+    AxisMap,
+    Descent,
+    Fill,
+    Lineage,
+    Merged,
+    Newborn,
+    Origin,
+    Truncated,
+)
 
 State = Mapping[str, Any]
 """Optimizer state of one parameter, e.g. `{"step", "exp_avg", "exp_avg_sq"}`."""
@@ -35,6 +45,9 @@ MOMENT_ORDER = {
     "sum": 2,
 }
 """Per-entry optimizer state -> its order in the gradient."""
+
+_PIECE = 1 << 18
+"""Random numbers drawn at a time."""
 
 
 @dataclass(frozen=True)
@@ -52,30 +65,63 @@ def has_no_rule(key: str, value: Any) -> bool:
     return isinstance(value, Tensor) and value.ndim > 0 and key not in MOMENT_ORDER
 
 
-def transplant_weights(lineage: Lineage, old: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The new model's weights from the old ones, by name; unchanged ones are views of the same storage."""
-    moved: set[str] = set()
-    new: dict[str, Tensor] = {}
-    factors = Factors(old)
-    for name, origin in lineage.origins.items():
+class Mover(Protocol):
+    """Computes what changes in a transplant. The default is `Whole`; `sharding` has one for divided tensors."""
+
+    def weight(self, name: str, origin: Origin) -> Tensor:
+        """The new weight of parameter `name`."""
+
+    def moment(self, name: str, key: str, value: Any, origin: Descent, state: State) -> Any:
+        """What becomes of `value`, the piece `key` of the `state` of its ancestor."""
+
+
+class Whole:
+    """Computes new tensors from whole old ones.
+
+    Args:
+        old: old parameter name -> weight.
+    """
+
+    def __init__(self, old: Mapping[str, Tensor]) -> None:
+        self._old = old
+        self.factors = Factors(old)
+
+    def weight(self, name: str, origin: Origin) -> Tensor:
         match origin:
             case Newborn(like):
-                new[name] = _newborn(old[like].detach(), origin)
+                return _newborn(self._old[like].detach(), origin)
             case Merged():
-                new[name] = factors.merged(origin)
+                return self.factors.merged(origin)
             case Truncated():
-                new[name] = factors.truncated(origin)
-            case Descent(ancestor, maps) if maps:
-                new[name] = _weight(old[ancestor].detach(), origin)
+                return self.factors.truncated(origin)
             case Descent(ancestor):
-                tensor = old[ancestor].detach()
-                new[name] = tensor.clone() if ancestor in moved else tensor
-                moved.add(ancestor)
+                return _weight(self._old[ancestor].detach(), origin)
+
+    def moment(self, name: str, key: str, value: Any, origin: Descent, state: State) -> Any:
+        return moved_moment(key, value, origin, state)
+
+
+def transplant_weights(lineage: Lineage, old: Mapping[str, Tensor], mover: Mover | None = None) -> dict[str, Tensor]:
+    """The new model's weights from the old ones, by name; unchanged ones are views of the same storage."""
+    mover = mover or Whole(old)
+    moved: set[str] = set()
+    new: dict[str, Tensor] = {}
+    for name, origin in lineage.origins.items():
+        if not isinstance(origin, Descent) or origin.maps:
+            new[name] = mover.weight(name, origin)
+            continue
+        tensor = old[origin.ancestor].detach()
+        new[name] = tensor.clone() if origin.ancestor in moved else tensor
+        moved.add(origin.ancestor)
     return new
 
 
 def transplant_states(
-    lineage: Lineage, old: Mapping[str, State], sizes: Mapping[str, int], frozen: Collection[str]
+    lineage: Lineage,
+    old: Mapping[str, State],
+    sizes: Mapping[str, int],
+    frozen: Collection[str],
+    mover: Mover | None = None,
 ) -> tuple[dict[str, dict[str, Any]], Census]:
     """The new parameters' optimizer state, and a census of it.
 
@@ -84,10 +130,12 @@ def transplant_states(
         old: old parameter name -> its optimizer state; parameters without state are absent.
         sizes: new parameter name -> number of scalars.
         frozen: new parameters that are not trained: they get no state.
+        mover: computes the moments of parameters that change.
 
     Raises:
         OperationError: if a tensor changes whose optimizer state has no rule.
     """
+    mover = mover or Whole({})
     moved: set[str] = set()
     new: dict[str, dict[str, Any]] = {}
     trained: set[str] = set()
@@ -103,7 +151,7 @@ def transplant_states(
             continue
         assert isinstance(origin, Descent)
         if origin.maps:
-            new[name] = {key: _moment(key, value, origin, state) for key, value in state.items()}
+            new[name] = {key: mover.moment(name, key, value, origin, state) for key, value in state.items()}
             live, plain = _tally(origin.maps, sizes[name])
             carried, scaled, newborn = carried + plain, scaled + live - plain, newborn + sizes[name] - live
         else:
@@ -136,7 +184,12 @@ def _weight(old: Tensor, origin: Descent) -> Tensor:
     return new
 
 
-def _moment(key: str, value: Any, origin: Descent, state: State) -> Any:
+def moved_moment(key: str, value: Any, origin: Descent, state: State) -> Any:
+    """A piece of the optimizer's `state` of an ancestor, for its descendant.
+
+    Raises:
+        OperationError: if there is no rule for it.
+    """
     if not isinstance(value, Tensor) or value.ndim == 0:
         return _copied(value)
     if has_no_rule(key, value):
@@ -181,10 +234,16 @@ def _take(old: Tensor, dim: int, source: Tensor, factors: Tensor | None) -> Tens
 def _filled(tensor: Tensor, fill: Fill) -> Tensor:
     if not fill.std:
         return tensor.zero_()
-    # Drawn on the CPU, in float64, so that every device, rank and dtype gets the same numbers.
+    # Drawn on the CPU, in float64, so that every device, rank and dtype gets the same numbers; piece by piece, which
+    # gives the same numbers as at once, as long as no piece is smaller than what the generator makes at a time.
     generator = torch.Generator().manual_seed(fill.seed)
-    drawn = torch.randn(tensor.shape, dtype=torch.float64, generator=generator) * fill.std
-    return tensor.copy_(drawn)
+    flat, start = tensor.view(-1), 0
+    while start < len(flat):
+        end = len(flat) if len(flat) - start < 2 * _PIECE else start + _PIECE
+        drawn = torch.randn(end - start, dtype=torch.float64, generator=generator)
+        flat[start:end] = drawn.mul_(fill.std)
+        start = end
+    return tensor
 
 
 def _repeated(source: Tensor) -> Tensor:

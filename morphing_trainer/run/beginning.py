@@ -63,9 +63,13 @@ def check_devices(trainer: Trainer) -> None:
     Raises:
         ConfigError: naming one that can.
     """
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-        name = "FSDP" if trainer.is_fsdp_enabled else "DeepSpeed"
-        raise ConfigError(f"{name}: not supported; launch with DDP (accelerate_configs/ddp.yaml) or on one device.")
+    if trainer.is_deepspeed_enabled:
+        raise ConfigError(
+            "DeepSpeed: not supported. To divide model and optimizer among devices use FSDP2: accelerate launch "
+            "--config_file accelerate_configs/fsdp2.yaml train.py ..."
+        )
+    if trainer.is_fsdp_enabled:
+        _check_fsdp(trainer)
     if trainer.args.n_gpu > 1:
         raise ConfigError(
             "this process sees several GPUs, which would be used through DataParallel; launch one process per GPU: "
@@ -77,6 +81,20 @@ def check_devices(trainer: Trainer) -> None:
         raise ConfigError(
             "average_tokens_across_devices: must stay true with several processes, so that the last, smaller batch of "
             "an epoch counts by its tokens; remove the setting, or set dataloader_drop_last."
+        )
+
+
+def _check_fsdp(trainer: Trainer) -> None:
+    plugin = trainer.accelerator.state.fsdp_plugin
+    if plugin.fsdp_version != 2:
+        raise ConfigError(
+            f"FSDP: version {plugin.fsdp_version} is not supported, because it flattens parameters; set fsdp_version: "
+            "2, as accelerate_configs/fsdp2.yaml does."
+        )
+    if plugin.activation_checkpointing:
+        raise ConfigError(
+            "FSDP: its own activation checkpointing renames parameters; leave fsdp_activation_checkpointing out and "
+            "give --activation_checkpointing instead."
         )
 
 

@@ -18,13 +18,13 @@ PHASES = (
     (engine, "transplant_weights"),
     (engine, "dressed"),
     (engine, "transplant_states"),
-    (engine, "_inherit_groups"),
+    (engine, "inherit_groups"),
     (functional, "states_by_name"),
     (functional, "groups_of"),
     (functional, "grow"),
     (functional, "rebuild_optimizer"),
     (functional, "install_states"),
-    (transplant, "_moment"),
+    (transplant, "moved_moment"),
     (engine, "lost"),
     (factors, "decompose"),
 )
@@ -84,7 +84,7 @@ def fails_and_leaves_all_as_it_was(
         for written in OPERATIONS
         # Only a changed shape has its moments worked on, and only a lower rank is decomposed.
         if written["name"]
-        in {"_moment": ("widen_mlp", RANK["name"]), "decompose": (RANK["name"],)}.get(function, (written["name"],))
+        in {"moved_moment": ("widen_mlp", RANK["name"]), "decompose": (RANK["name"],)}.get(function, (written["name"],))
     ],
 )
 def test_a_failure_in_any_phase(
