@@ -5,7 +5,6 @@ A loaded model is in evaluation mode and a new one in training mode, as `transfo
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection
 from pathlib import Path
@@ -30,8 +29,13 @@ from morphing_trainer.checkpoint import adapters
 from morphing_trainer.errors import ConfigError, ModelError, MorphError, suggest
 from morphing_trainer.lineage import ModelSpec
 from morphing_trainer.lora import load_adapters, saved_adapters
+from morphing_trainer.reading import read_json
 
 DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
+
+MOST_CONFIG_BYTES = 16 << 20
+SMALL_PARAMETERS = 10_000_000
+"""There is always room for so many; what is wrong with their weights is told when they are read."""
 
 _CONFIG_FILE = "config.json"
 _WEIGHTS_FILE = "model.safetensors"
@@ -90,6 +94,7 @@ def load_model(
         )
     else:
         config = _read_config(folder, where)
+    _check_size(folder, config, where)
     if dropout is not None:
         config.resid_pdrop = config.embd_pdrop = config.attn_pdrop = dropout
     load: Any = GPT2LMHeadModel.from_pretrained
@@ -179,7 +184,7 @@ def _state(folder: Path) -> dict[str, torch.Tensor]:
     """All weights of the base model in `folder`."""
     files, index = [_WEIGHTS_FILE], folder / f"{_WEIGHTS_FILE}.index.json"
     if not (folder / _WEIGHTS_FILE).is_file() and index.is_file():
-        files = sorted({Path(name).name for name in json.loads(index.read_text())["weight_map"].values()})
+        files = sorted({Path(name).name for name in read_json(index, MOST_CONFIG_BYTES)["weight_map"].values()})
     return {name: weight for file in files for name, weight in load_file(folder / file).items()}
 
 
@@ -255,10 +260,14 @@ def _check_dropout(dropout: float | None) -> None:
 
 def _local_folder(name: str, where: str) -> Path | None:
     """The local folder, or None if `name` may be a Hub id."""
-    path = Path(name).expanduser()
-    if path.is_dir() and name:
+    try:
+        path = Path(name).expanduser()
+        is_folder, is_file = path.is_dir(), path.is_file()
+    except (OSError, ValueError, RuntimeError) as error:  # a name too long, a NUL byte, no such user
+        raise ModelError(f"{where[:200]}: this cannot be a path ({error!s:.200}); check it") from error
+    if is_folder and name:
         return path
-    if path.is_file():
+    if is_file:
         raise ModelError(f"{where}: this is a file; give the folder that holds it and {_CONFIG_FILE}")
     if name.startswith(("/", ".", "~")):
         raise ModelError(f"{where}: there is no such folder; check the path")
@@ -308,7 +317,7 @@ def _read_config(folder: Path, where: str) -> GPT2Config:
             hint = "; it holds adapters only: save them beside their base model, or merge them, and give that"
         raise ModelError(f"{where}: has no {_CONFIG_FILE}{hint}")
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = read_json(path, MOST_CONFIG_BYTES)
     except (OSError, ValueError) as error:
         raise ModelError(
             f"{where}: {_CONFIG_FILE} cannot be read: {error}; save or download the model again"
@@ -324,13 +333,38 @@ def _read_config(folder: Path, where: str) -> GPT2Config:
         )
     try:
         config = AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError, TypeError, AttributeError, StrictDataclassError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, StrictDataclassError, OverflowError) as error:
         raise ModelError(f"{where}: {_CONFIG_FILE} is not valid: {error}; correct it") from error
     assert isinstance(config, GPT2Config)
     if config.activation_function not in ACT2FN:
         what = f"activation_function {config.activation_function!r}{suggest(config.activation_function, ACT2FN)}"
         raise ModelError(f"{where}: {_CONFIG_FILE} has the unknown {what}")
+    try:
+        ModelSpec(config).checked()
+    except ModelError as error:
+        raise ModelError(f"{where}: {_CONFIG_FILE}: {error}") from error
     return config
+
+
+def _check_size(folder: Path, config: GPT2Config, where: str) -> None:
+    """Refuse weights that cannot be those of the config, before room is made for these."""
+    index = folder / f"{_WEIGHTS_FILE}.index.json"
+    try:
+        if index.is_file() and not (folder / _WEIGHTS_FILE).is_file():
+            names = read_json(index, MOST_CONFIG_BYTES)["weight_map"].values()
+            if strangers := [name for name in names if not isinstance(name, str) or Path(name).name != name]:
+                raise ModelError(f"{where}: {index.name} names {strangers[0]!r}, which is no file beside it")
+        held = sum(path.stat().st_size for path in folder.glob("model*.safetensors"))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        if isinstance(error, ModelError):
+            raise
+        raise ModelError(f"{where}: {index.name} cannot be read ({error}); download the model again") from error
+    parameters = ModelSpec(config).parameters
+    if held < parameters > SMALL_PARAMETERS:  # no type takes less than a byte
+        raise ModelError(
+            f"{where}: {_CONFIG_FILE} describes {parameters:,} parameters, and its weights are {held:,} bytes; "
+            "save or download the model again"
+        )
 
 
 # --- Judging what was loaded ---

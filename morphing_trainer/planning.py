@@ -33,6 +33,9 @@ MOST_EFFORT = 4_000
 """How long the endless part of a schedule is played: an operation counts 1, a morph the model's number of parameter
 tensors. About a second; not measured in time, so that all ranks play alike."""
 
+MOST_WRITTEN = 400_000
+"""The same for what is written out, all of which has to be played: about two minutes. More than that is refused."""
+
 
 def operation_rng(seed: int, index: int) -> torch.Generator:
     """The random numbers of operation `index`: the same in the dry run and the run, on every rank, after a resume."""
@@ -75,8 +78,13 @@ def play(
     position = (position or Position()).settle(schedule)
     run = _DryRun(schedule, spec, settings, seed, position.since, evaluates, can_evaluate, analyses, check, settle)
     phases = [_phase(position.done, None, None, "", spec, settings)]
-    finite = range(position.done, len(schedule.entries))
-    phases += [run.apply(index) for index in finite if not schedule.entries[index].completed]
+    for index in range(position.done, len(schedule.entries)):
+        if run.effort > MOST_WRITTEN:
+            what = "the operations up to here change so many tensors that checking them all would take minutes"
+            problem = Problem(schedule.where(index), f"{what}; write fewer, or repeat them to the end")
+            raise ScheduleError([*run.problems.values(), problem])
+        if not schedule.entries[index].completed:
+            phases.append(run.apply(index))
     if schedule.cycle:
         phases += run.repeat(max(position.done, len(schedule.entries)), steps)
     if run.problems:
@@ -140,7 +148,7 @@ class _DryRun:
             self._note(index, f"{what}: {hint}, or give max_wait_iters")
         if entry.reevaluate and not self.can_evaluate:
             self._note(index, "there is no evaluation data; give eval_dataset, or leave it out", "reevaluate")
-        described = entry.trigger.describe()
+        described = entry.described()
         phase = _phase(index + 1, operation.name, operation.value, described, self.spec, self.settings)
         phase = replace(phase, resizes=resizes, measures=isinstance(operation, MeasuredOperation))
         try:

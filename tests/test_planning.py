@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from morphing_trainer import planning
 from morphing_trainer.errors import Problem, ScheduleError
 from morphing_trainer.functional import morph
 from morphing_trainer.lineage import ModelSpec
@@ -368,7 +369,7 @@ def test_an_endless_growth_beyond_the_limit_is_a_problem_if_the_run_comes_to_it(
     (problem,) = caught.value.problems
     assert problem.where == f"{path}:6: entry 2, operation 2 (stack_layers), round 2, value"
     assert problem.what == (
-        "12800 layers are more than can be meant; the limit is 10000; the run may come to this round, and repeat: 1 "
+        "12800 layers are more than can be meant; the limit is 1000; the run may come to this round, and repeat: 1 "
         "would end before it"
     )
     # The second round ends at step 30: 10; 19, 20; 29, 30.
@@ -397,6 +398,16 @@ def test_playing_an_endless_part_ends() -> None:
     plan(group("end", *lines), check=morphs)
     effort = 2 * len(tiny_model().state_dict()) + 1  # with the tied head, one tensor more than parameters
     assert MOST_EFFORT / effort < len(morphs.played) / 3 < MOST_EFFORT / effort * 1.1
+
+
+def test_more_than_can_be_checked_in_minutes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "MOST_WRITTEN", 500)  # instead of minutes
+    lines = [entry("freeze_layer", "wpe"), entry("unfreeze_layer", "wpe")]
+    assert len(plan(*lines * 5)) == 11
+    assert len(plan(*[entry("change_lr", 0.999)] * 450)) == 451  # costs little
+    (found,) = problems(*lines * 30)
+    assert "entry 19" in found
+    assert "would take minutes; write fewer, or repeat them to the end" in found
 
 
 def test_an_endless_part_from_its_middle() -> None:

@@ -6,9 +6,11 @@ Such a folder loads with `AutoModelForCausalLM.from_pretrained` (adapters includ
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftConfig
@@ -19,9 +21,17 @@ from torch import Tensor
 from morphing_trainer.architectures import ADAPTER
 from morphing_trainer.errors import CheckpointError
 from morphing_trainer.lineage import ModelSpec
+from morphing_trainer.reading import read_json
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
+
+MOST_CONFIG_BYTES = 16 << 20
+MOST_REPEATS = 3
+"""`*`, `+` and `{2,}` in one pattern; matching takes the length of a name to this power."""
+
+_REPEAT = re.compile(r"[*+]|\{\d*,")
+_REPEATED_GROUP = re.compile(r"\)\s*[*+{]")
 
 _HARMLESS = (True, False, "gaussian", "eva", "orthogonal")
 """Ways to begin with an adapter that leave the base model as it is."""
@@ -58,7 +68,7 @@ def read_adapters(folder: Path, spec: ModelSpec) -> dict[str, Tensor]:
     """
     path = folder / WEIGHTS
     try:
-        tensors = load_file(path)
+        tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}  # which maps the file
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); use another checkpoint.") from error
     names, copies = _names(spec)
@@ -87,6 +97,7 @@ def read_config(folder: Path) -> LoraConfig:
         CheckpointError: if it cannot be read, or is not one of LoRA adapters.
     """
     try:
+        _check_patterns(read_json(folder / CONFIG, MOST_CONFIG_BYTES))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of keys that another version of PEFT has written
             config = PeftConfig.from_pretrained(str(folder))
@@ -105,6 +116,22 @@ def read_config(folder: Path) -> LoraConfig:
         if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha < float("inf"):
             raise CheckpointError(f"{folder / CONFIG}: alpha ({name}) must be a positive number, is {alpha!r}.")
     return config
+
+
+def _check_patterns(data: Any) -> None:
+    """Refuse regular expressions that could keep PEFT busy for years; it matches them with every module's name.
+
+    Raises:
+        ValueError: naming the pattern.
+    """
+    if not isinstance(data, dict):
+        raise ValueError("it is no mapping")
+    patterns = [data.get(name) for name in ("target_modules", "exclude_modules", "layers_pattern", "target_parameters")]
+    patterns += [key for name in ("rank_pattern", "alpha_pattern") for key in (data.get(name) or ())]
+    for pattern in (each for each in patterns if isinstance(each, str)):
+        repeats = len(_REPEAT.findall(pattern))
+        if len(pattern) > 1_000 or _REPEATED_GROUP.search(pattern) or repeats > MOST_REPEATS:
+            raise ValueError(f"the pattern {pattern[:60]!r} is too involved: list the modules by name")
 
 
 def _names(spec: ModelSpec) -> tuple[dict[str, str], dict[str, str]]:

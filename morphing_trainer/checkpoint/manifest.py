@@ -12,6 +12,7 @@ import os
 import re
 import stat
 from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -20,6 +21,9 @@ from morphing_trainer.errors import CheckpointError
 MANIFEST = "manifest.json"
 FORMAT = 1
 MAX_MANIFEST_BYTES = 64 << 20
+
+_THREADS = 4
+"""Files that are hashed at once: there are two large ones."""
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _INSTEAD = "use another checkpoint"
@@ -58,16 +62,29 @@ def verify(folder: Path, required: Collection[str] = ()) -> None:
     Raises `CheckpointError` naming the first bad file. Files that are not listed are ignored: people and tools add
     notes and caches, and we read listed names only.
     """
+    files = check_listed(folder, required)
+    # Hashing lets other threads run. The largest file takes longest, so it comes first.
+    largest_first = sorted(files, key=lambda name: -files[name][0])
+    with ThreadPoolExecutor(_THREADS, "hashing") as threads:
+        found = threads.map(lambda name: _fault(folder, name, *files[name]), largest_first)
+        faults = dict(zip(largest_first, found, strict=True))
+    for name in files:
+        if faults[name]:
+            raise CheckpointError(f"{folder / name}: {faults[name]}; {_INSTEAD}")
+
+
+def check_listed(folder: Path, required: Collection[str]) -> dict[str, tuple[int, str]]:
+    """Check that the manifest lists `required`, and nothing else. Returns {file name: (size, SHA-256)}.
+
+    Raises `CheckpointError` naming what is missing.
+    """
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: is not a folder; {_INSTEAD}")
     files = _read_manifest(folder / MANIFEST)
     for name in sorted(required):
         if name not in files:
             raise CheckpointError(f"{folder / MANIFEST}: does not list {name!r}, which is needed; {_INSTEAD}")
-    for name, (size, sha256) in files.items():
-        fault = _fault(folder, name, size, sha256)
-        if fault:
-            raise CheckpointError(f"{folder / name}: {fault}; {_INSTEAD}")
+    return files
 
 
 def sync_folder(folder: Path) -> None:

@@ -109,6 +109,13 @@ def prune(run: Path, keep: int, protect: Collection[Path] = ()) -> list[Path]:
     return [path for path in old if not path.exists()]
 
 
+def drop_later(checkpoint: Path) -> list[Path]:
+    """Delete the checkpoints of later steps beside `checkpoint`: the run has left the way that led to them."""
+    later = [path for path in checkpoints(checkpoint.parent) if _step(path) > _step(checkpoint)]
+    _discard(*later)
+    return [path for path in later if not path.exists()]
+
+
 def sweep(run: Path) -> list[Path]:
     """Remove what killed saves left in `run`, and bring back a checkpoint whose replacement never came.
 

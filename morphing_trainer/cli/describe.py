@@ -16,6 +16,7 @@ from morphing_trainer.lineage import ModelSpec
 from morphing_trainer.lora import add_adapters
 from morphing_trainer.models import describe_model, scratch_config
 from morphing_trainer.optimizers import decayed
+from morphing_trainer.reading import read_json
 from morphing_trainer.reporting.anatomy import anatomy, anatomy_lines, anatomy_table
 from morphing_trainer.reporting.console import is_terminal, make_console
 from morphing_trainer.run.bundle import STATE
@@ -109,7 +110,7 @@ def configured(options: Sequence[str]) -> Described:
 def _checkpointed(folder: Path) -> Described:
     """Of a checkpoint: its own description, and the groups that its optimizer has."""
     try:
-        data = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        data = read_json(folder / STATE)
         state, arguments = data["state"], data["arguments"]
         spec = ModelSpec.from_dict(state["spec"])
         decays = {name for name, group in state["groups"].items() if group == 0}
@@ -118,7 +119,7 @@ def _checkpointed(folder: Path) -> Described:
         facts |= {"weight decay": f"{float(arguments['weight_decay']):g}"}
     except ModelError as error:
         raise ModelError(f"{folder / STATE}: {error}") from error
-    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise CheckpointError(f"{folder / STATE}: is not one that this library wrote ({error!r})") from error
     return Described(spec, decays, facts)
 

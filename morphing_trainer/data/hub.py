@@ -26,7 +26,11 @@ def hub_problem() -> str | None:
 
 def looks_local(name: str) -> bool:
     """Whether `name` means a folder: it exists as one, or is written in a way that no Hub id is."""
-    return Path(name).is_dir() or name.startswith(("/", "./", "../", "~", ".\\")) or name.count("/") > 1
+    try:
+        is_folder = Path(name).is_dir()
+    except (OSError, ValueError):  # too long for a path, or a NUL byte in it
+        is_folder = False
+    return is_folder or name.startswith(("/", "./", "../", "~", ".\\")) or name.count("/") > 1
 
 
 def first_line(error: BaseException) -> str:

@@ -14,11 +14,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from morphing_trainer.data.fingerprints import tokenizer_fingerprint
 from morphing_trainer.data.making import check_length
 from morphing_trainer.data.request import DataRequest
+from morphing_trainer.data.samples import Continuations
 from morphing_trainer.data.sources import check_request
 from morphing_trainer.data.store import META, building, read_meta, verify_arrays, write_meta
 from morphing_trainer.data.tokenizer import load_tokenizer
@@ -98,7 +100,28 @@ class Prepared:
         """
         check_length(self.block_size, n_positions)
         self._check_tokenizer(tokenizer, tokenizer.name_or_path or "that of this run")
+        for split in (self.train, self.validation):
+            fault = _fault(split, len(tokenizer))
+            if fault:
+                raise DataError(f"{_where(self.folder)}: {fault}. Prepare the data again.")
         return self.splits
+
+
+def _fault(samples: Any, tokens: int) -> str:
+    """What of samples cannot be, whatever their digests say; "" if all is well. Reads them once."""
+    found = samples.tokens
+    if found.size and not 0 <= int(found.min()) <= int(found.max()) < tokens:
+        return f"a token is not one of the {tokens} of its tokenizer"
+    if not isinstance(samples, Continuations):
+        return ""
+    lengths, starts = np.diff(samples.offsets), samples.text_starts
+    if int(samples.offsets[0]) != 0 or lengths.min() < 1 or lengths.max() > samples.block_size:
+        return f"a sample has no tokens, or more than block_size {samples.block_size}"
+    if samples.prompts.min() < 0 or (samples.prompts > lengths).any():
+        return "a prompt is longer than its sample"
+    if not len(starts) or int(starts[0]) != 0 or (np.diff(starts) < 1).any() or int(starts[-1]) >= len(samples):
+        return "texts do not begin one after the other"
+    return ""
 
 
 def _where(folder: Path) -> str:

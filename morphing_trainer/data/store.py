@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -21,10 +22,15 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from morphing_trainer.errors import DataError
+from morphing_trainer.reading import read_json
 
 META = "meta.json"
 LEFTOVER = ".unfinished-"
 LEFTOVER_SECONDS = 24 * 3600
+MOST_META_BYTES = 1 << 20
+
+_NAME = re.compile(r"[a-z_]{1,40}")
+_DTYPE = re.compile(r"[<|=]?[iu][1248]")
 
 
 def cache_folder() -> Path:
@@ -127,7 +133,7 @@ def read_meta(folder: Path, where: str) -> dict[str, Any]:
         DataError: if it cannot be read or is no mapping.
     """
     try:
-        meta = json.loads((folder / META).read_text(encoding="utf-8"))
+        meta = read_json(folder / META, MOST_META_BYTES)
     except (OSError, ValueError) as error:
         raise DataError(f"{where}: {folder / META} cannot be read ({error}). Prepare the data again.") from error
     if not isinstance(meta, dict):
@@ -141,6 +147,8 @@ def open_arrays(folder: Path, described: Mapping[str, Any], where: str) -> dict[
     Raises:
         DataError: if one is missing, or its file has another size than described.
     """
+    if strangers := [name for name in described if not _NAME.fullmatch(name)]:
+        raise DataError(f"{where}: {folder / META} names an array {strangers[0]!r:.60}. Prepare the data again.")
     return {name: _open_array(folder / f"{name}.bin", about, where) for name, about in described.items()}
 
 
@@ -162,9 +170,11 @@ def verify_arrays(folder: Path, where: str) -> None:
 
 def _open_array(path: Path, about: Any, where: str) -> NDArray[Any]:
     try:
-        dtype, length = np.dtype(str(about["dtype"])), int(about["length"])
-        assert dtype.kind in "iu" and length >= 0
-    except (AssertionError, KeyError, TypeError, ValueError) as error:
+        kind, length = about["dtype"], about["length"]
+        if not (isinstance(kind, str) and _DTYPE.fullmatch(kind) and type(length) is int and length >= 0):
+            raise ValueError(f"{kind!r:.60} and {length!r:.60}")
+        dtype = np.dtype(kind)
+    except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{where}: {path.with_name(META)} is damaged. Prepare the data again.") from error
     size = path.stat().st_size if path.is_file() else None
     if size != length * dtype.itemsize:

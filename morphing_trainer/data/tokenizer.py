@@ -93,7 +93,9 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(
             name_or_path, local_files_only=local or problem is not None, trust_remote_code=False
         )
-    except Exception as error:  # whatever the libraries raise for the many ways a folder can be damaged
+    except BaseException as error:  # whatever the libraries raise for the many ways a folder can be damaged
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # Rust's, for hostile ones
+            raise
         if problem is not None:
             raise DataError(
                 f"{where}: is neither a local folder nor in the local cache, and the Hub cannot be reached "

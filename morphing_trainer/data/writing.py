@@ -115,6 +115,8 @@ def open_samples(folder: Path, where: str) -> Samples:
     try:
         arrays = open_arrays(folder, meta["arrays"], where)
         counts, block_size, name = Counts(**meta["counts"]), int(meta["block_size"]), str(meta["fingerprint"])
+        if block_size < 1 or any(type(count) is not int or count < 0 for count in meta["counts"].values()):
+            raise ValueError("a number in it cannot be")
         if meta["mode"] == "packing":
             blocks = counts.tokens // block_size
             if blocks == 0:
@@ -129,7 +131,7 @@ def open_samples(folder: Path, where: str) -> Samples:
         if len(offsets) != len(prompts) + 1 or offsets[-1] != len(arrays["tokens"]):
             raise ValueError("the arrays do not belong together")
         return Continuations(**arrays, block_size=block_size, fingerprint=name, counts=counts)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, ZeroDivisionError, IndexError) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{where}: {folder / 'meta.json'} is damaged ({error!r}). Prepare the data again.") from error

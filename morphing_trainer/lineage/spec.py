@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from peft import LoraConfig
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
@@ -19,6 +20,16 @@ from morphing_trainer.architectures import ARCHITECTURES, BASE, Adapter, Archite
 from morphing_trainer.errors import ModelError
 from morphing_trainer.lineage import adapters
 from morphing_trainer.lineage.adapters import Site
+
+_MOST = {
+    "n_layer": 1_000,
+    "n_embd": 2**20,
+    "n_head": 2**16,
+    "n_inner": 2**23,
+    "n_positions": 2**27,
+    "vocab_size": 2**27,
+}
+"""More than any model has; a file that asks for more is not what it claims to be."""
 
 
 @lru_cache(maxsize=256)
@@ -279,11 +290,29 @@ class ModelSpec:
             frozen = frozenset(str(name) for name in data["frozen"])
             adapter = None if data["adapter"] is None else adapters.read(data["adapter"])
             divisors = {str(kind): float(divisor) for kind, divisor in data["divisors"].items()}
-            return cls(AutoConfig.for_model(model_type, **values), frozen, adapter, divisors)
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            if isinstance(error, ModelError):
-                raise
+            return cls(AutoConfig.for_model(model_type, **values), frozen, adapter, divisors).checked()
+        except ModelError:
+            raise
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError, StrictDataclassError) as error:
             raise ModelError(f"model description: is not one that this library wrote ({error!r})") from error
+
+    def checked(self) -> ModelSpec:
+        """The same.
+
+        Raises:
+            ModelError: if its sizes are beyond those of any model (a file may say so), or nothing can be built of it.
+        """
+        for name, most in _MOST.items():
+            value = getattr(self.config, name, None)
+            if value is not None and (type(value) is not int or not 1 <= value <= most):
+                raise ModelError(f"model description: {name} must be a whole number from 1 to {most}, is {value!r:.50}")
+        try:
+            known = self.shapes.keys()
+        except Exception as error:  # of whatever the modules raise for what their config says
+            raise ModelError(f"model description: no model can be built of it ({error})") from error
+        if strangers := self.frozen - known:
+            raise ModelError(f"model description: {min(strangers)!r:.100} is frozen, but is no parameter of the model")
+        return self
 
     def facts(self) -> dict[str, int]:
         """Shape and size for tables and records."""

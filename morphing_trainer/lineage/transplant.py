@@ -261,7 +261,7 @@ def _tally(maps: tuple[AxisMap, ...], size: int) -> tuple[int, int]:
     """Of a descendant's scalars: how many have an ancestor, and how many of those keep their moments unscaled."""
     live = plain = size
     for entry in maps:
-        total = len(entry.source)
+        total = len(entry.source) or 1  # none where only some rows are computed, and there are fewer than processes
         has_ancestor = entry.source != NEWBORN
         unscaled = has_ancestor if entry.grad is None else has_ancestor & (entry.grad == 1)
         live = live * int(has_ancestor.sum()) // total

@@ -14,8 +14,8 @@ from morphing_trainer.operations.base import ArchitectureOperation, GrowthFactor
 LayerIndex = Annotated[int, Field(ge=0)]
 
 
-MOST_LAYERS = 10_000
-"""Deeper than any model; a slip of the finger must not keep the dry run busy for hours."""
+MOST_LAYERS = 1_000
+"""Deeper than any model; a slip of the finger must not keep the dry run busy for hours: a layer takes it 1 ms."""
 
 
 class StackLayers(ArchitectureOperation):
@@ -60,8 +60,7 @@ class StackLayers(ArchitectureOperation):
         if isinstance(self.value, list):
             return self._listed(self.value, layers)
         depth = round(layers * self.value)
-        if depth > MOST_LAYERS:
-            raise OperationError(f"{depth} layers are more than can be meant; the limit is {MOST_LAYERS}")
+        _check_depth(depth)
         if abs(depth - layers * self.value) > 1e-6:
             raise OperationError(
                 f"{layers} layers times {self.value} is {layers * self.value:g}, not a whole number of layers; "
@@ -72,6 +71,7 @@ class StackLayers(ArchitectureOperation):
         return [layer % layers for layer in range(depth)]
 
     def _listed(self, sources: list[int], layers: int) -> list[int]:
+        _check_depth(len(sources))
         if (highest := max(sources)) >= layers:
             raise OperationError(f"the list names layer {highest}, but the model has layers 0 to {layers - 1}")
         if len(sources) <= layers:
@@ -83,3 +83,8 @@ class StackLayers(ArchitectureOperation):
                 f"the list's layers first appear as {firsts}, expected {list(range(layers))}"
             )
         return sources
+
+
+def _check_depth(depth: int) -> None:
+    if depth > MOST_LAYERS:
+        raise OperationError(f"{depth} layers are more than can be meant; the limit is {MOST_LAYERS}")

@@ -96,7 +96,8 @@ class _Decreasing(_Ranking):
     instead: ClassVar[str]
 
     def morph(self, spec: ModelSpec, rng: torch.Generator) -> Morph:
-        modules = [module for module in spec.sites if module in spec.modules(self.kind)]
+        able = frozenset(spec.modules(self.kind))
+        modules = [module for module in spec.sites if module in able]
         if not modules:
             raise OperationError(
                 f"the model has no adapter on its {self.what}, whose rank could change; {self.instead} makes one"

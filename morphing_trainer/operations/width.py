@@ -12,8 +12,8 @@ from morphing_trainer.errors import OperationError
 from morphing_trainer.lineage import NEWBORN, Fill, ModelSpec, Units, resize
 from morphing_trainer.operations.base import ArchitectureOperation, Count, GrowthFactor, Morph, draw_seed
 
-MOST_UNITS = 2**24
-"""Wider than any model; a slip of the finger must not keep the dry run busy for hours."""
+MOST_UNITS = 2**23
+"""In all layers together. Wider than any model; a slip of the finger must not cost the dry run hours or gigabytes."""
 
 Split = Literal["uneven", "even", "newborn"]
 
@@ -37,8 +37,11 @@ class _Widening(ArchitectureOperation):
 
     def morph(self, spec: ModelSpec, rng: torch.Generator) -> Morph:
         target = self._target(spec)
-        if target > MOST_UNITS:
-            raise OperationError(f"{target} MLP units are more than can be meant; the limit is {MOST_UNITS}")
+        if target * spec.layers > MOST_UNITS:
+            most = MOST_UNITS // spec.layers
+            raise OperationError(
+                f"{target} MLP units are more than can be meant; the limit is {most} with {spec.layers} layers"
+            )
         new = spec.evolve(mlp=target)
         units = [self._units(spec.mlp, target, rng) for _ in range(spec.layers)]
         fill = Fill(std=float(spec.config.initializer_range), seed=draw_seed(rng))

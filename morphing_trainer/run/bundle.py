@@ -9,19 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from morphing_trainer.checkpoint import adapters, verify
+from morphing_trainer.checkpoint import adapters, check_listed, verify
+from morphing_trainer.checkpoint.ahead import read_weights
+from morphing_trainer.checkpoint.trainer_files import check_trainer_files
 from morphing_trainer.engine import dressed
 from morphing_trainer.errors import CheckpointError
 from morphing_trainer.lineage import ModelSpec
+from morphing_trainer.reading import read_json
 from morphing_trainer.run.folder import JOURNAL
-from morphing_trainer.run.journal import Event, read_journal
+from morphing_trainer.run.journal import Event, read_journal, sound_lines
+from morphing_trainer.run.shape import check_shape
 from morphing_trainer.run.state import RunState
 
 FORMAT = 2
+MOST_PROCESSES = 100_000
 STATE = "morph_state.json"
 WEIGHTS = "model.safetensors"
 REQUIRED = (STATE, JOURNAL, "config.json", WEIGHTS, "optimizer.pt", "scheduler.pt", "trainer_state.json")
@@ -55,8 +59,7 @@ class Bundle:
         return int(self.arguments["world_size"])
 
 
-def write_bundle(
-    folder: Path,
+def bundle_files(
     state: RunState,
     *,
     arguments: Mapping[str, Any],
@@ -64,8 +67,8 @@ def write_bundle(
     stages: Sequence[Mapping[str, Any]],
     optimizer_names: Sequence[Sequence[str]],
     journal: Path,
-) -> None:
-    """Write the run's part of a checkpoint into `folder`."""
+) -> dict[str, bytes]:
+    """The run's part of a checkpoint: name -> content of each file."""
     data = {
         "format": FORMAT,
         "state": state.to_dict(),
@@ -74,12 +77,14 @@ def write_bundle(
         "stages": list(stages),
         "optimizer_names": [list(names) for names in optimizer_names],
     }
-    (folder / STATE).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-    (folder / JOURNAL).write_bytes(journal.read_bytes() if journal.exists() else b"")
+    return {STATE: (json.dumps(data, indent=1) + "\n").encode(), JOURNAL: sound_lines(journal)}
 
 
-def read_bundle(path: Path) -> Bundle:
+def read_bundle(path: Path, *, verified: bool = False) -> Bundle:
     """Verify the checkpoint at `path`, every file of it, and read the run's part.
+
+    Args:
+        verified: every file that its manifest lists has been verified just now, and `REQUIRED` are among them.
 
     Raises:
         CheckpointError: if a file is missing or damaged.
@@ -88,18 +93,26 @@ def read_bundle(path: Path) -> Bundle:
         raise CheckpointError(
             f"resume_from_checkpoint: {path} does not exist; give a folder such as runs/a/checkpoint-100."
         )
-    if not (path / STATE).exists():
+    try:
+        found = (path / STATE).exists() or (path / STATE).is_symlink()
+    except OSError as error:
+        raise CheckpointError(
+            f"resume_from_checkpoint: {path} cannot be read ({error.strerror}); use another checkpoint."
+        ) from error
+    if not found:
         raise CheckpointError(
             f"resume_from_checkpoint: {path} was not saved by this library (it has no {STATE}). To start from its "
             "weights, give it as model_name_or_path."
         )
-    verify(path, REQUIRED)
+    if not verified:
+        verify(path, REQUIRED)
     try:
-        data = json.loads((path / STATE).read_text(encoding="utf-8"))
+        data = read_json(path / STATE)
         if data["format"] != FORMAT:
             raise CheckpointError(
                 f"{path / STATE}: has format {data['format']}, this version reads {FORMAT}; use the one that saved it."
             )
+        check_shape(data)
         bundle = Bundle(
             path=path,
             state=data["state"],
@@ -109,25 +122,36 @@ def read_bundle(path: Path) -> Bundle:
             optimizer_names=data["optimizer_names"],
             events=read_journal(path / JOURNAL),
         )
-        saved = bundle.processes
-    except (KeyError, TypeError, ValueError) as error:
+        saved, step = bundle.processes, bundle.state["step"]
+    except (OSError, KeyError, TypeError, ValueError, OverflowError) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{path / STATE}: is not one that this library wrote ({error!r})") from error
-    verify(path, [f"rng_state_{rank}.pth" for rank in range(saved)] if saved > 1 else ["rng_state.pth"])
+    if not 1 <= saved <= MOST_PROCESSES:
+        raise CheckpointError(f"{path / STATE}: names {saved} processes; use another checkpoint.")
+    random_states = [f"rng_state_{rank}.pth" for rank in range(saved)] if saved > 1 else ["rng_state.pth"]
+    check_listed(path, random_states)
+    check_trainer_files(path, random_states, step)
     return bundle
 
 
-def load_model(path: Path, spec: ModelSpec, like: PreTrainedModel, device: torch.device) -> PreTrainedModel:
-    """The model that a checkpoint holds, of description `spec`, strictly: every weight, in its shape, and no other.
+def load_model(
+    path: Path,
+    spec: ModelSpec,
+    like: PreTrainedModel,
+    device: torch.device,
+    weights: Mapping[str, Tensor] | None = None,
+) -> PreTrainedModel:
+    """The model that a verified checkpoint holds, of description `spec`: every weight, in its shape, and no other.
+
+    Args:
+        weights: those of its file, if they have been read.
 
     Raises:
         CheckpointError: naming what is missing, too much or of another shape.
     """
-    try:
-        weights = load_file(path / WEIGHTS)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path / WEIGHTS}: cannot be read ({error}); resume from an earlier one.") from error
+    if weights is None:
+        weights = read_weights(path / WEIGHTS)
     shapes = {spec.name_before(name): shape for name, shape in spec.shapes.items() if not spec.adapter_at(name)}
     faults = [f"{name} is missing" for name in shapes if name not in weights]
     faults += [f"{name} is not part of the model" for name in weights if name not in shapes]
@@ -141,6 +165,6 @@ def load_model(path: Path, spec: ModelSpec, like: PreTrainedModel, device: torch
         raise CheckpointError(f"{path / WEIGHTS}: does not fit its description: {shown} ({len(faults)} in all).")
     found = {spec.name_now(name): weight for name, weight in weights.items()}
     if spec.sites:
-        verify(path, (adapters.WEIGHTS, adapters.CONFIG))
+        check_listed(path, (adapters.WEIGHTS, adapters.CONFIG))
         found |= adapters.read_adapters(path, spec)
     return dressed(spec, {name: found[name].to(device) for name in spec.shapes}, like=like)

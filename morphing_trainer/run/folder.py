@@ -84,7 +84,8 @@ def locked(folder: str | Path) -> FileLock:
         ConfigError: if another process holds it.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
-    lock = FileLock(Path(folder) / LOCK)
+    # A thread that still writes when the run is left may be the one that releases it.
+    lock = FileLock(Path(folder) / LOCK, thread_local=False)
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -96,8 +97,11 @@ def locked(folder: str | Path) -> FileLock:
 
 
 def clear(folder: str | Path) -> None:
-    """Delete what an earlier run left in `folder`, and nothing else."""
-    for name in traces(folder):
+    """Delete what an earlier run left in `folder`, and nothing else.
+
+    The journal goes last: were this cut short before, the rest could not be told from what is somebody else's.
+    """
+    for name in sorted(traces(folder), key=JOURNAL.__eq__):
         path = Path(folder) / name
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

@@ -2,29 +2,41 @@
 
 Events: `start`, `operation`, `evaluation` (the first after an operation), `analysis`, `resume`, `override`,
 `out_of_memory` (a step was repeated with half the batch), `emergency` (a checkpoint was saved because memory was
-short), `interrupted`, `failed`, `end`.
+short), `guard_closed` (a guarded operation has worked out), `rolled_back` (it has not, and was undone), `guard_failed`
+(it has not, and the run ended), `skipped_step` (the update of a step that was not finite was left out), `returned` (the
+run went back to a checkpoint because of such a step), `interrupted`, `failed`, `end`.
 A run that crashed and resumed from an earlier checkpoint has written lines that never happened to the model:
 `effective` leaves them out.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
+import logging
 import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from morphing_trainer.errors import CheckpointError
+from morphing_trainer.errors import CheckpointError, StorageError
 from morphing_trainer.reporting.records import Record
 
 Event = dict[str, Any]
 
-_UNDONE = ("operation", "evaluation", "analysis", "out_of_memory", "emergency", "end", "interrupted")
+_log = logging.getLogger("morphing_trainer")
+
+_UNDONE = (
+    *("operation", "evaluation", "analysis", "out_of_memory", "emergency", "end", "interrupted"),
+    *("guard_closed", "rolled_back", "guard_failed", "skipped_step", "returned", "stopped_early"),
+)
 """Events that a resume from an earlier step leaves behind."""
+
+_BACK = ("resume", "rolled_back", "returned")
+"""Events with which the run goes on from a checkpoint: of `step`, with so many operations `done`."""
 
 
 class Journal:
@@ -32,18 +44,52 @@ class Journal:
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
+        self._held: BinaryIO | None = None
 
     def write(self, event: str, step: int, **facts: Any) -> None:
-        """Append one event and make sure that it is on disk."""
+        """Append one event and make sure that it is on disk.
+
+        Raises:
+            StorageError: if it cannot be written.
+        """
         if self.path is None:
             return
         line = {"event": event, "step": step, "time": datetime.now(UTC).isoformat(timespec="seconds"), **facts}
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.restore()
+            _mend(self.path)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(_plain(line), allow_nan=False) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise StorageError(
+                f"{self.path}: the journal cannot be written ({error.strerror or error}), so the run ends at step "
+                f"{step}. Make room, or make the folder writable, and resume."
+            ) from error
+
+    def hold(self) -> None:
+        """Keep the file open until `close`, so that `restore` can bring it back."""
+        self.close()
+        if self.path is not None:
+            self._held = self.path.open("rb")
+
+    def restore(self) -> None:
+        """Bring the file back if somebody has removed it since `hold`."""
+        if self.path is None or self._held is None or self.path.exists():
+            return
+        _log.warning("%s has been removed while the run goes on; it is written again", self.path)
+        self._held.seek(0)
+        content = self._held.read()
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        _mend(self.path)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(_plain(line), allow_nan=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        self.path.write_bytes(content)
+        self.hold()
+
+    def close(self) -> None:
+        if self._held is not None:
+            self._held.close()
+            self._held = None
 
 
 def _mend(path: Path) -> None:
@@ -73,35 +119,92 @@ def read_journal(path: Path) -> list[Event]:
     Raises:
         CheckpointError: if another line is not an event.
     """
-    lines = path.read_text(encoding="utf-8").splitlines()
+    events, faults = _read(path)
+    if faults:
+        raise CheckpointError(f"{path}:{faults[0]}; restore the file")
+    return events
+
+
+def sound_lines(path: Path) -> bytes:
+    """What is sound of a journal (nothing, if there is none), for a checkpoint, into which no damage must spread."""
+    if not path.exists():
+        return b""
+    _, faults = _read(path)
+    raw = path.read_bytes()
+    if not faults:
+        return raw
+    _log.warning("%s:%s; the checkpoint's copy leaves it out (%d in all)", path, faults[0], len(faults))
+    bad = {int(fault.split(":")[0]) for fault in faults}
+    return b"".join(line for number, line in enumerate(raw.splitlines(keepends=True), 1) if number not in bad)
+
+
+def go_on_from(copy: Path, path: Path) -> str | None:
+    """Make the journal at `path` one that goes on from a checkpoint's copy. Returns what was wrong with it, or None.
+
+    A journal only grows, so it begins with what the copy holds. One that does not is damaged or of another run: it is
+    put aside, and the copy takes its place.
+    """
+    fault = None
+    if path.exists():
+        try:
+            before = read_journal(copy)
+            if read_journal(path)[: len(before)] == before:
+                return None
+            fault = f"{path}: does not go on from {copy}"
+        except (CheckpointError, OSError) as error:
+            fault = str(error)
+        number = next(number for number in itertools.count(1) if not _aside(path, number).exists())
+        path.rename(_aside(path, number))
+        fault += f". It is kept as {_aside(path, number).name}, and the journal goes on from the checkpoint's copy"
+    path.write_bytes(copy.read_bytes())
+    return fault
+
+
+def _aside(path: Path, number: int) -> Path:
+    return path.with_name(f"{path.stem}-damaged-{number}{path.suffix}")
+
+
+def _read(path: Path) -> tuple[list[Event], list[str]]:
+    """Events, and what is wrong with the lines that are none, each with its number. A last line may be cut short."""
+    lines = path.read_bytes().decode("utf-8", errors="replace").splitlines()
     events: list[Event] = []
+    faults = []
     for number, line in enumerate(lines, 1):
         try:
             event = json.loads(line)
             if not isinstance(event, dict) or not isinstance(event.get("event"), str):
                 raise ValueError("not an event")
             events.append(event)
-        except ValueError as error:
-            if number == len(lines):
-                break
-            raise CheckpointError(f"{path}:{number}: is not a journal line ({error}); restore the file") from error
-    return events
+        except (ValueError, RecursionError) as error:
+            if number < len(lines):
+                faults.append(f"{number}: is not a journal line ({error})")
+    return events, faults
 
 
 def effective(events: Iterable[Event]) -> list[Event]:
     """The events that lead to the run as it is: a resume from step k undoes operations noted at later steps.
 
-    An operation noted at step k itself is undone too if the checkpoint was saved before it (`done` counts them).
+    An operation noted at step k itself is undone too if the checkpoint was saved before it (`done` counts them). The
+    same holds of a run that goes back by itself. If that came to no checkpoint, a resume finds the guard open again.
     """
     kept: list[Event] = []
+    undone: dict[int, tuple[Event, list[Event]]] = {}
+    """Operation -> its last rolling back, and what that has left behind."""
     for event in events:
-        if event["event"] == "resume":
+        if event["event"] == "resume" and event.get("guard") in undone:
+            back, left = undone.pop(event["guard"])
+            kept = [old for old in kept if old is not back] + left
+        if event["event"] in _BACK:
             step, done = int(event["step"]), int(event["done"])
+            before = kept
             kept = [
                 old
                 for old in kept
                 if old["event"] not in _UNDONE or (old["step"] <= step and int(old.get("index", -1)) < done)
             ]
+            if event["event"] == "rolled_back":
+                stay = {id(old) for old in kept}
+                undone[int(event["index"])] = event, [old for old in before if id(old) not in stay]
         kept.append(event)
     return kept
 

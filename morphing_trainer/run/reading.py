@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from morphing_trainer.errors import ConfigError, suggest
+from morphing_trainer.errors import ConfigError, MorphError, suggest
+from morphing_trainer.reading import read_json
 from morphing_trainer.reporting.run_data import Lines, RunData, is_number
 from morphing_trainer.run import journal
 from morphing_trainer.run.folder import HISTORY, JOURNAL, STATS, is_run
@@ -46,6 +46,16 @@ def read_run(folder: Path, name: str | None = None) -> RunData:
         beside = [path.name for path in folder.parent.glob("*/") if is_run(path)] if folder.parent.is_dir() else []
         hint = suggest(folder.name, beside) or "; give the folder of a run, such as runs/demo"
         raise ConfigError(f"{folder}: there is no such folder{hint}")
+    try:
+        return _read(folder, name)
+    except MorphError:
+        raise
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError) as error:
+        what = f"its files are not those that a run writes ({type(error).__name__}: {str(error)[:200]})"
+        raise ConfigError(f"{folder}: {what}; restore them.") from error
+
+
+def _read(folder: Path, name: str | None) -> RunData:
     lines = _lines(folder)
     path = folder / JOURNAL
     if lines is None and not path.is_file():
@@ -69,9 +79,9 @@ def _lines(folder: Path) -> list[dict[str, Any]] | None:
     found.sort(key=lambda path: int(path.parent.name[11:]))
     for path in [*([folder / "trainer_state.json"] if (folder / "trainer_state.json").is_file() else []), *found[::-1]]:
         try:
-            lines = json.loads(path.read_text(encoding="utf-8"))["log_history"]
+            lines = read_json(path)["log_history"]
             return _rewound([line for line in lines if isinstance(line, dict)])
-        except (ValueError, KeyError, TypeError):  # damaged: the one before
+        except (OSError, ValueError, KeyError, TypeError):  # damaged: the one before
             continue
     return None
 
@@ -91,7 +101,7 @@ def _rewound(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def _overall(folder: Path) -> dict[str, Any]:
     """`stats/overall.json`, empty if there is none that can be read: a picture does without."""
     try:
-        data = json.loads((folder / STATS / OVERALL).read_text(encoding="utf-8"))
+        data = read_json(folder / STATS / OVERALL)
     except (OSError, ValueError):
         return {}
     return data if isinstance(data, dict) else {}

@@ -49,7 +49,11 @@ class Recorder(TrainerCallback):
         if self._session() is None:
             return
         state.log_history[-1].setdefault("total_flos", self._flos())
-        self._try(lambda: append_history(self._folder / STATS / HISTORY, state.log_history[-1]))
+        path = self._folder / STATS / HISTORY
+        if path.exists():
+            self._try(lambda: append_history(path, state.log_history[-1]))
+        else:  # somebody has removed it
+            self._try(lambda: begin_history(path, state.log_history))
 
     def on_evaluate(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self.write(state)

@@ -10,11 +10,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from morphing_trainer.errors import CheckpointError
+from morphing_trainer.checkpoint.ahead import read_weights
 from morphing_trainer.lineage import Lineage
 from morphing_trainer.lineage.lineage import Descent, Merged
 
@@ -82,10 +81,7 @@ class References:
         path = folder / FILE
         if not path.exists():
             return None
-        try:
-            tensors = load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{path}: cannot be read ({error}); resume from an earlier one.") from error
+        tensors = read_weights(path)
         names = list(names)
         start = {name: tensors[f"start/{name}"] for name in names if f"start/{name}" in tensors}
         since = {name: tensors.get(f"since/{name}", start.get(name)) for name in names}

@@ -68,11 +68,17 @@ class LossMeter:
         self._sum: torch.Tensor | None = None
         self._tokens: torch.Tensor | int = totals.loss_tokens
         self._step: torch.Tensor | int = 0
+        self._before: tuple[torch.Tensor | None, torch.Tensor | int] = (None, self._tokens)
 
     def step(self, tokens: torch.Tensor | int) -> None:
         """An optimizer step is about to be computed, from so many tokens of all ranks that count."""
         self._step = tokens
+        self._before = self._sum, self._tokens
         self._tokens = self._tokens + tokens
+
+    def undo_step(self) -> None:
+        """The running step does not count."""
+        self._sum, self._tokens = self._before
 
     def add(self, loss: torch.Tensor) -> None:
         """A micro-batch's part of the mean loss of its step."""

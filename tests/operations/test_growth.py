@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from morphing_trainer.errors import OperationError
 from morphing_trainer.lineage import NEWBORN, AxisMap, Descent, ModelSpec
 from morphing_trainer.operations.depth import StackLayers
-from morphing_trainer.operations.width import SetMlpWidth, WidenMlp
+from morphing_trainer.operations.width import MOST_UNITS, SetMlpWidth, WidenMlp
 from morphing_trainer.planning import operation_rng
 from tests.support import tiny_config
 
@@ -151,7 +151,16 @@ def test_only_noise_changes_the_function() -> None:
         assert operation.morph(SPECS[2], operation_rng(0, 0)).preserving == preserving
 
 
-@pytest.mark.parametrize("operation", [StackLayers(value=1e6), SetMlpWidth(value=10**30), WidenMlp(value=1e9)])
+ABSURD = [
+    StackLayers(value=1e6),
+    StackLayers(value=[0, 1] * 501),
+    SetMlpWidth(value=10**30),
+    WidenMlp(value=1e9),
+    SetMlpWidth(value=MOST_UNITS // 2 + 1),  # in each of two layers
+]
+
+
+@pytest.mark.parametrize("operation", ABSURD, ids=lambda operation: f"{operation.name} {str(operation.value)[:20]}")
 def test_absurd_sizes_are_refused_at_once(operation: Any) -> None:
     with pytest.raises(OperationError, match="more than can be meant"):
         operation.morph(SPECS[2], operation_rng(0, 0))

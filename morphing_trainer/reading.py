@@ -1,0 +1,52 @@
+"""Reading JSON that others may have written: no more than a limit of bytes, and every fault is a ValueError."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+from typing import Any
+
+MOST_BYTES = 256 << 20
+"""Larger than any file that a run writes as JSON."""
+
+
+def parse_json(text: str | bytes) -> Any:
+    """What JSON text says.
+
+    Raises:
+        ValueError: if it is not JSON, not UTF-8, nested too deeply, or holds an integer of thousands of digits.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def read_json(path: Path, most: int = MOST_BYTES) -> Any:
+    """What a JSON file says.
+
+    Args:
+        most: bytes; a larger file is not read.
+
+    Raises:
+        OSError: if the file cannot be read.
+        ValueError: if it is no regular file (a pipe would be waited for), too large, or `parse_json` refuses it.
+    """
+    return parse_json(read_bytes(path, most))
+
+
+def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
+    """The content of a regular file.
+
+    Raises:
+        OSError: if the file cannot be read.
+        ValueError: if it is no regular file, or larger than `most` bytes.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError("it is not a regular file")
+    with path.open("rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"it is larger than {most:,} bytes")
+    return content
