@@ -35,8 +35,24 @@ class CheckpointError(MorphError):
     """A checkpoint is missing, damaged, or belongs to another run."""
 
 
+class StorageError(MorphError, OSError):
+    """What a run has to write cannot be written: the disk is full, or the folder is gone or may not be changed."""
+
+
+class GuardError(MorphError):
+    """A guarded operation has not worked out, and the run ends."""
+
+
+class NotFiniteError(MorphError):
+    """A loss or gradient is NaN or infinite, and the run ends."""
+
+
 class OutOfMemoryError(MorphError):
     """Memory ran out, and nothing more could be done about it."""
+
+
+MOST_TEXT = 2_000
+"""Of what is wrong in one place; a file may hold names of any length."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +63,8 @@ class Problem:
     what: str
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.what}" if self.where else self.what
+        where, what = (text if len(text) <= MOST_TEXT else f"{text[:MOST_TEXT]}..." for text in (self.where, self.what))
+        return f"{where}: {what}" if where else what
 
 
 class ScheduleError(MorphError):

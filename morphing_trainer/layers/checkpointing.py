@@ -1,61 +1,37 @@
-"""A Trainer whose checkpoints are whole or not there, know their architecture, and are loaded strictly."""
+"""A Trainer whose checkpoints are verified as a whole, rebuild their architecture, and are loaded strictly."""
 
 from __future__ import annotations
 
 import hashlib
-import logging
-import shutil
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import set_seed
+from transformers.trainer_callback import ExportableState
 
-from morphing_trainer.callback import SegmentHandler
-from morphing_trainer.checkpoint import adapters, latest_valid, prune, publish, staging_folder, write_manifest
+from morphing_trainer.checkpoint import latest_valid
+from morphing_trainer.checkpoint.ahead import Ahead
 from morphing_trainer.checkpoint.store import checkpoints
-from morphing_trainer.config import MorphingConfig
-from morphing_trainer.engine import optimizer_names, rebuild_optimizer
-from morphing_trainer.errors import CheckpointError, ModelError
-from morphing_trainer.layers.optimizing import OptimizingTrainer
+from morphing_trainer.checkpoint.trainer_files import OPTIMIZER, SCALER, SCHEDULER, TRAINER_STATE, check_callbacks, told
+from morphing_trainer.engine import rebuild_optimizer
+from morphing_trainer.errors import CheckpointError
+from morphing_trainer.layers.saving import SavingTrainer
 from morphing_trainer.lineage import ModelSpec
-from morphing_trainer.lora import without_adapters
 from morphing_trainer.run.applying import bare_optimizer
-from morphing_trainer.run.bundle import REQUIRED, Bundle, load_model, read_bundle, write_bundle
-from morphing_trainer.run.course import Course
-from morphing_trainer.run.folder import AUTO, JOURNAL
-from morphing_trainer.run.session import Session
-from morphing_trainer.schedule import Schedule
-
-_log = logging.getLogger("morphing_trainer")
+from morphing_trainer.run.bundle import REQUIRED, WEIGHTS, Bundle, load_model, read_bundle
+from morphing_trainer.run.folder import AUTO
+from morphing_trainer.sharding.files import FOLDER as SHARES
 
 
-class CheckpointingTrainer(OptimizingTrainer):
-    """The saving and loading half of `MorphingTrainer`."""
+class CheckpointingTrainer(SavingTrainer):
+    """The loading half of `MorphingTrainer`."""
 
-    # Trainer's own annotations allow None and other classes, which a morphing run never has.
-    args: MorphingConfig
-    model: Any
-    optimizer: Any
-    lr_scheduler: Any
-    callback_handler: SegmentHandler
     eval_dataset: Any
-    session: Session | None = None
-    schedule: Schedule
-    course: Course
-    """The stages of the run."""
-    _bundle: Bundle | None = None
-    _staging: Path | None = None
-    _home: Path | None = None
-    """Where the folder that is being written will stand."""
-    _pushes: list[str]
-    _arguments: dict[str, Any]
-    """The arguments as they were given: operations change them while the run goes on."""
-
-    @property
-    def run_folder(self) -> Path:
-        return Path(str(self.args.output_dir))
+    _ahead: Ahead | None = None
+    """What is being read of the checkpoint that is to be resumed; dropped with it if that is not valid."""
 
     def find_bundle(self, resume: str | bool | None) -> Bundle | None:
         """The checkpoint that `resume` asks for, verified: the latest valid one for True, None for a fresh start.
@@ -68,8 +44,13 @@ class CheckpointingTrainer(OptimizingTrainer):
         if resume is None or resume is False:
             return None
         if resume is not True and str(resume).lower() not in ("true", "1", "yes", AUTO):
+            self._read_ahead(Path(resume))
             return read_bundle(Path(resume))
+        if found := checkpoints(self.run_folder):
+            self._read_ahead(found[0])
         path = latest_valid(self.run_folder, REQUIRED)
+        if self._ahead is not None and self._ahead.folder != path:
+            self._ahead = None
         if path is None and resume == AUTO and not checkpoints(self.run_folder):
             return None
         if path is None:
@@ -79,7 +60,31 @@ class CheckpointingTrainer(OptimizingTrainer):
                 f"resume_from_checkpoint: nothing to resume in {self.run_folder}: {what}. Start afresh with "
                 "--overwrite_output_dir, or name another folder."
             )
-        return read_bundle(path)
+        return read_bundle(path, verified=True)
+
+    def _read_ahead(self, folder: Path) -> None:
+        """Begin to read the large files of a checkpoint that is about to be verified.
+
+        Not where each process would hold another copy of the optimizer, or only a part is for it.
+        """
+        alone = self.args.world_size == 1 or self.args.device.type == "cpu"
+        shared = os.path.exists(folder / SHARES)  # False, too, of what may not be read: `verify` will say so
+        whole = alone and not self.is_fsdp_enabled and not shared and not self.args.ignore_optimizer
+        self._ahead = Ahead(folder, WEIGHTS, OPTIMIZER if whole else "")
+
+    def _weights_of(self, folder: Path) -> dict[str, Tensor] | None:
+        """The weights of a checkpoint, if they have been read ahead."""
+        ahead = self._ahead
+        return ahead.weights() if ahead is not None and ahead.folder == folder else None
+
+    def _load_states(self, folder: Path) -> None:
+        ahead, self._ahead = self._ahead, None
+        state = ahead.optimizer() if ahead is not None and ahead.folder == folder else None
+        if state is None:
+            super()._load_states(folder)
+            return
+        self.optimizer.load_state_dict(state)
+        self.lr_scheduler.load_state_dict(torch.load(folder / SCHEDULER, map_location="cpu", weights_only=True))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Nothing: the model was rebuilt before training began, and a lenient second load would only hide faults."""
@@ -89,10 +94,27 @@ class CheckpointingTrainer(OptimizingTrainer):
         assert self._bundle is not None
         assert self.session is not None
         if self._bundle.processes == self.args.world_size:
-            super()._load_rng_state(checkpoint)
+            with told(self._bundle.path / "rng_state*.pth"):
+                super()._load_rng_state(checkpoint)
             return
         text = f"seed {self.args.seed}, step {self.session.state.step}, rank {self.args.process_index}"
         set_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big"))
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        with told(Path(checkpoint or "") / SCALER):
+            super()._load_scaler(checkpoint)
+
+    def _load_callback_state(self) -> None:
+        """As inherited, of what these callbacks would save themselves: what a file names becomes their attributes."""
+        if self.args.restore_callback_states_from_checkpoint:
+            assert self._bundle is not None
+            able = [
+                each for each in (*self.callback_handler.callbacks, self.control) if isinstance(each, ExportableState)
+            ]
+            path = self._bundle.path / TRAINER_STATE
+            check_callbacks(path, self.state.stateful_callbacks or {}, able)  # type: ignore[arg-type]
+            with told(path):
+                super()._load_callback_state()
 
     def _load_best_model(self) -> None:
         """The best checkpoint may hold another architecture than the last."""
@@ -103,137 +125,3 @@ class CheckpointingTrainer(OptimizingTrainer):
         self.model = self.model_wrapped = load_model(path, spec, self.model, self.args.device)
         # For a next call of `train`: the old one holds the parameters of the last model.
         self.optimizer = rebuild_optimizer(optimizer, self.model, bundle.state["groups"])
-
-    def _get_output_dir(self, trial: Any) -> str:
-        return str(self._staging) if self._staging is not None else super()._get_output_dir(trial)
-
-    def save_whole(self, folder: Path) -> None:
-        """Save the model as `folder` in one step: an earlier one there is replaced by a whole one, or stays.
-
-        Adapters are merged, or saved beside their base model if `save_merged` is false.
-
-        Raises:
-            ModelError: if the model is dead; it is not saved then.
-        """
-        if dead := self.dead_parameters():
-            raise ModelError(
-                f"the trained model is dead: {len(dead)} of its parameters hold NaN or infinity ({dead[0]} first). It "
-                "is not saved; resume from the last checkpoint with a lower learning rate."
-            )
-        written, old = folder.with_name(f".{folder.name}-new"), folder.with_name(f".{folder.name}-old")
-        if self.is_world_process_zero():
-            shutil.rmtree(written, ignore_errors=True)  # of a save that was cut short
-        self._home = folder
-        try:
-            self.save_model(str(written))
-        finally:
-            self._home = None
-        if self.is_world_process_zero():
-            shutil.rmtree(old, ignore_errors=True)
-            if folder.exists():
-                folder.rename(old)
-            written.rename(folder)
-            shutil.rmtree(old, ignore_errors=True)
-            _log.info("model saved in %s", folder)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """As inherited, of the plain model: with adapters merged, or as the base that they are saved beside."""
-        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        spec = ModelSpec.of(model)
-        folder = Path(output_dir or str(self.args.output_dir))
-        if self.args.should_save:
-            adapters.remove_adapters(folder)
-        if spec.adapter is None:
-            super()._save(output_dir, state_dict)
-            return
-        beside = bool(spec.sites) and (self._staging is not None or not self.args.save_merged)
-        kept, self.model = self.model, without_adapters(model, merge=not beside)
-        try:
-            super()._save(str(folder))
-        finally:
-            self.model = kept
-        if beside and self.args.should_save:
-            adapters.write_adapters(folder, spec, dict(model.named_parameters()), self._home or folder)
-
-    def dead_parameters(self) -> list[str]:
-        """Names of the parameters that hold NaN or infinity."""
-        return [name for name, weight in self.model.named_parameters() if not torch.isfinite(weight).all()]
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Write into a staging folder, then let the checkpoint appear at once. A dead model is not saved."""
-        assert self.session is not None, "checkpoints are saved while training"
-        # Every rank holds the same weights, so all of them save or none does.
-        dead = self.dead_parameters()
-        self.session.saves = not dead
-        if dead:
-            _log.error(
-                "step %d: %d of the model's parameters hold NaN or infinity (%s first), so it is not saved and no "
-                "earlier checkpoint is removed. Resume from the last one with a lower learning rate.",
-                self.state.global_step,
-                len(dead),
-                dead[0],
-            )
-            return
-        consensus = self.session.consensus
-        name = f"checkpoint-{self.state.global_step}"
-        final = self.run_folder / name
-        failure = None
-        try:
-            # All ranks write into one folder, which rank 0 makes.
-            if self.args.should_save:
-                self._staging = staging_folder(self.run_folder, name)
-        except OSError as error:
-            failure = error
-        consensus.settle(failure)
-        self._staging = Path(consensus.shared(str(self._staging)))
-        staging = self._staging
-        self._home = final
-        try:
-            super()._save_checkpoint(model, trial)
-        except OSError as error:
-            failure = error
-        finally:
-            self._staging = self._home = None
-        consensus.settle(failure)
-        try:
-            if self.args.should_save:
-                self._complete(staging, final)
-        except OSError as error:
-            failure = error
-        consensus.settle(failure)
-        if self.state.best_global_step == self.state.global_step:
-            self.state.best_model_checkpoint = str(final)
-        for folder in self._pushes:
-            super()._push_from_checkpoint(folder)
-        self._pushes = []
-
-    def _complete(self, staging: Path, final: Path) -> None:
-        assert self.session is not None
-        # The inherited method has made a folder of the final name inside; only a neighbour can be renamed atomically.
-        written = (staging / final.name).rename(staging.with_name(f"{staging.name}-written"))
-        staging.rmdir()
-        if self.state.best_global_step == self.state.global_step:
-            self.state.best_model_checkpoint = str(final)
-            self.state.save_to_json(str(written / "trainer_state.json"))
-        write_bundle(
-            written,
-            self.session.state,
-            arguments=self._arguments,
-            schedule=self.schedule.to_list(),
-            stages=[stage.facts() for stage in self.course.stages],
-            optimizer_names=optimizer_names(self.model, bare_optimizer(self)),
-            journal=self.run_folder / JOURNAL,
-        )
-        self._write_more(written)
-        write_manifest(written)
-        publish(written, final)
-        best = self.state.best_model_checkpoint
-        if self.args.save_total_limit is not None:
-            prune(self.run_folder, self.args.save_total_limit, [final, *([Path(best)] if best else [])])
-
-    def _write_more(self, folder: Path) -> None:
-        """Add files to a checkpoint, before its manifest is made; on the main process."""
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Pushed once it is published, from where it stays."""
-        self._pushes.append(str(self.run_folder / Path(checkpoint_folder).name))

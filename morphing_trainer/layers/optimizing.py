@@ -7,8 +7,16 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Trainer
+from transformers import PreTrainedModel, Trainer
 
+from morphing_trainer.checkpoint.trainer_files import (
+    OPTIMIZER,
+    SCHEDULER,
+    check_groups,
+    check_moments,
+    check_scheduler,
+    told,
+)
 from morphing_trainer.config import MorphingConfig
 from morphing_trainer.engine import optimizer_names
 from morphing_trainer.errors import CheckpointError, ConfigError
@@ -28,6 +36,12 @@ class OptimizingTrainer(Trainer):
     lr_scheduler: Any
     session: Session | None = None
     _bundle: Bundle | None = None
+
+    @property
+    def bare_model(self) -> PreTrainedModel:
+        """The model, without what accelerate and the compiler have wrapped it in."""
+        model: PreTrainedModel = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        return model
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Names of the parameters that weight decay acts on: see `optimizers.decayed`.
@@ -66,18 +80,28 @@ class OptimizingTrainer(Trainer):
         if checkpoint is None:
             return
         assert self._bundle is not None
-        names = optimizer_names(self.model, bare_optimizer(self))
+        names = optimizer_names(self.bare_model, bare_optimizer(self))
         if names != [list(group) for group in self._bundle.optimizer_names]:
             raise CheckpointError(
                 f"{checkpoint}: its optimizer has other parameters or param groups than this run's; resume with the "
                 "optimizer and grouping that it was saved with."
             )
-        if not self.args.ignore_optimizer:
-            super()._load_optimizer_and_scheduler(checkpoint)
-            return
         folder = Path(checkpoint)
+        optimizer = bare_optimizer(self)
+        check_groups(folder / OPTIMIZER, optimizer)
+        check_scheduler(folder / SCHEDULER, self.lr_scheduler.state_dict())
+        if not self.args.ignore_optimizer:
+            before = [list(group) for group in optimizer.param_groups]
+            with told(folder / OPTIMIZER):
+                self._load_states(folder)
+            check_moments(folder / OPTIMIZER, optimizer, before)
+            return
         # Mapped, so that only the groups are read.
         saved = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True, mmap=True)
         for group, before in zip(self.optimizer.param_groups, saved["param_groups"], strict=True):
             group |= {key: before[key] for key in ("lr", "initial_lr") if key in before}
         self.lr_scheduler.load_state_dict(torch.load(folder / "scheduler.pt", weights_only=True))
+
+    def _load_states(self, folder: Path) -> None:
+        """Load the state of optimizer and scheduler from a checkpoint."""
+        super()._load_optimizer_and_scheduler(str(folder))

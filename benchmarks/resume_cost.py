@@ -1,0 +1,155 @@
+"""Seconds that a resume takes, against reading the files of its checkpoint once.
+
+    python -m benchmarks.resume_cost [--rounds 5] [--layers 12 --hidden 768 --vocabulary 50257]
+
+A resume spans from the call of `train(resume)` to the beginning of the first step, less what a fresh start spends
+there (`train()` of a model of the same size, up to its first step). It finds the checkpoint, hashes every file of it,
+rebuilds the model, loads weights, optimizer, schedule and random states, and takes up the data where they stood.
+
+Reading is `Path.read_bytes()` of every file, one after the other, until all of them are in memory, where a resume
+needs them too; "through a buffer" is reading them into one buffer of 4 MiB over and over, for comparison. In the row
+"cold", the files are dropped from the page cache before each measurement (Linux); in the row "warm", they are all in
+it, and reading them is no more than copying memory. Rounds alternate reading, resume and fresh start; medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import GPT2Config, TrainerCallback
+
+from morphing_trainer import MorphingConfig, MorphingTrainer
+from morphing_trainer.data.samples import Blocks, collate
+from morphing_trainer.models import new_model
+
+LENGTH = 16
+BUFFER = 4 << 20
+
+
+class Arrived(Exception):
+    """The first step begins."""
+
+
+class Arrives(TrainerCallback):
+    """Ends a run where its first step begins, and takes the time."""
+
+    def __init__(self) -> None:
+        self.at = 0.0
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.at = time.perf_counter()
+        raise Arrived
+
+
+def make(folder: Path, model: torch.nn.Module, data: Blocks, callbacks: list[Any], steps: int = 4) -> MorphingTrainer:
+    arguments = MorphingConfig(
+        str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=1,
+        save_strategy="steps",
+        save_steps=2,
+        eval_strategy="no",
+        report_to="none",
+        use_cpu=not torch.cuda.is_available(),
+        disable_tqdm=True,
+    )
+    return MorphingTrainer(model, arguments, train_dataset=data, data_collator=collate, callbacks=callbacks)
+
+
+def to_first_step(folder: Path, config: GPT2Config, data: Blocks, resume: bool) -> float:
+    """Seconds from `train` to the first step."""
+    arrives = Arrives()
+    trainer = make(folder, new_model(copy.deepcopy(config), seed=0), data, [arrives])
+    trainer.args.overwrite_output_dir = not resume
+    start = time.perf_counter()
+    with contextlib.suppress(Arrived):
+        trainer.train(resume or None)
+    return arrives.at - start
+
+
+def read(files: list[Path]) -> float:
+    """Seconds to read them all into memory."""
+    start = time.perf_counter()
+    content = [path.read_bytes() for path in files]
+    seconds = time.perf_counter() - start
+    del content
+    return seconds
+
+
+def pass_through(files: list[Path]) -> float:
+    """Seconds to read them all, through one buffer."""
+    buffer = bytearray(BUFFER)
+    start = time.perf_counter()
+    for path in files:
+        with path.open("rb", buffering=0) as file:
+            while file.readinto(buffer):
+                pass
+    return time.perf_counter() - start
+
+
+def settle(files: list[Path], cold: bool) -> None:
+    """Put the files into the page cache, or out of it."""
+    for path in files:
+        with path.open("rb") as file:
+            if cold:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if not cold:
+        pass_through(files)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--hidden", type=int, default=768)
+    parser.add_argument("--vocabulary", type=int, default=50257)
+    options = parser.parse_args()
+    config = GPT2Config(
+        n_layer=options.layers,
+        n_embd=options.hidden,
+        n_head=max(1, options.hidden // 64),
+        vocab_size=options.vocabulary,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    data = Blocks(torch.randint(100, (8, LENGTH), dtype=torch.int32).numpy())
+    rows: dict[bool, list[tuple[float, float, float, float]]] = {True: [], False: []}
+    with tempfile.TemporaryDirectory() as place, contextlib.redirect_stdout(open(os.devnull, "w")):
+        run, other = Path(place) / "run", Path(place) / "fresh"
+        trainer = make(run, new_model(copy.deepcopy(config), seed=0), data, [], steps=2)
+        trainer.train()
+        files = sorted(path for path in (run / "checkpoint-2").rglob("*") if path.is_file())
+        size = sum(path.stat().st_size for path in files)
+        for _ in range(options.rounds):
+            for cold in (True, False):
+                settle(files, cold)
+                passing = pass_through(files)
+                settle(files, cold)
+                reading = read(files)
+                settle(files, cold)
+                resuming = to_first_step(run, config, data, resume=True)
+                rows[cold].append((passing, reading, resuming, to_first_step(other, config, data, resume=False)))
+    print(f"GPT-2 of {options.layers} x {options.hidden}: {size / 1e9:.2f} GB in {len(files)} files")
+    print("| files | through a buffer | reading | resume | fresh start | (resume - fresh) / reading | range |")
+    print("|---|---|---|---|---|---|---|")
+    for cold, found in rows.items():
+        ratios = [(resuming - fresh) / reading for _, reading, resuming, fresh in found]
+        passing, reading, resuming, fresh = (statistics.median(column) for column in zip(*found, strict=True))
+        name = "cold" if cold else "warm"
+        print(
+            f"| {name} | {passing:.2f} s | {reading:.2f} s | {resuming:.2f} s | {fresh:.2f} s | "
+            f"{statistics.median(ratios):.2f} | {min(ratios):.2f} to {max(ratios):.2f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""A Trainer that saves its model as one that anybody can load, and knows a dead one."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from morphing_trainer.checkpoint import adapters
+from morphing_trainer.errors import ModelError
+from morphing_trainer.layers.sharding import ShardingTrainer
+from morphing_trainer.lineage import ModelSpec
+from morphing_trainer.lora import without_adapters
+from morphing_trainer.run.applying import bare_optimizer
+from morphing_trainer.sharding import local_part
+
+_log = logging.getLogger("morphing_trainer")
+
+
+class ExportingTrainer(ShardingTrainer):
+    """How `MorphingTrainer` saves a model by itself."""
+
+    _home: Path | None = None
+    """Where the model that is being saved will stand."""
+
+    @property
+    def run_folder(self) -> Path:
+        return Path(str(self.args.output_dir))
+
+    def dead_parameters(self) -> list[str]:
+        """Names of the parameters that hold NaN or infinity, on any rank."""
+        weights = self.model.named_parameters()
+        found = [name for name, weight in weights if not torch.isfinite(local_part(weight)).all()]
+        return found if self.session is None else self.session.consensus.union(found)
+
+    def dead_moments(self) -> list[str]:
+        """What the optimizer remembers that holds NaN or infinity, on any rank, by parameter."""
+        optimizer = bare_optimizer(self)
+        named = {id(weight): name for name, weight in self.bare_model.named_parameters()}
+        found = [
+            f"{key} of {named.get(id(weight), 'a parameter')}"
+            for weight, memory in optimizer.state.items()
+            for key, value in memory.items()
+            if isinstance(value, Tensor) and value.is_floating_point() and not torch.isfinite(local_part(value)).all()
+        ]
+        return found if self.session is None else self.session.consensus.union(found)
+
+    def save_whole(self, folder: Path) -> None:
+        """Save the model as `folder` in one step: an earlier one there is replaced by a whole one, or stays.
+
+        Adapters are merged, or saved beside their base model if `save_merged` is false.
+
+        Raises:
+            ModelError: if the model is dead; it is not saved then.
+        """
+        if dead := self.dead_parameters():
+            raise ModelError(
+                f"the trained model is dead: {len(dead)} of its parameters hold NaN or infinity ({dead[0]} first). It "
+                "is not saved; resume from the last checkpoint with a lower learning rate."
+            )
+        written, old = folder.with_name(f".{folder.name}-new"), folder.with_name(f".{folder.name}-old")
+        if self.is_world_process_zero():
+            shutil.rmtree(written, ignore_errors=True)  # of a save that was cut short
+        self._home = folder
+        try:
+            self.save_model(str(written))
+        finally:
+            self._home = None
+        if self.is_world_process_zero():
+            shutil.rmtree(old, ignore_errors=True)
+            if folder.exists():
+                folder.rename(old)
+            written.rename(folder)
+            shutil.rmtree(old, ignore_errors=True)
+            _log.info("model saved in %s", folder)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """As inherited, of the plain model: with adapters merged, or as the base that they are saved beside."""
+        model = self.bare_model
+        spec = ModelSpec.of(model)
+        folder = Path(output_dir or str(self.args.output_dir))
+        if self.args.should_save:
+            adapters.remove_adapters(folder)
+        if spec.adapter is None:
+            super()._save(output_dir, state_dict)
+            return
+        beside = bool(spec.sites) and not self.args.save_merged
+        kept, self.model = self.model, without_adapters(model, merge=not beside)
+        try:
+            super()._save(str(folder))
+        finally:
+            self.model = kept
+        if beside and self.args.should_save:
+            adapters.write_adapters(folder, spec, dict(model.named_parameters()), self._home or folder)

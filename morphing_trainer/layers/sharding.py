@@ -1,0 +1,87 @@
+"""A Trainer that saves and loads a model which FSDP2 has divided among processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.trainer import SCHEDULER_NAME
+
+from morphing_trainer.engine import dressed, optimizer_names
+from morphing_trainer.layers.optimizing import OptimizingTrainer
+from morphing_trainer.lineage import ModelSpec
+from morphing_trainer.run.applying import bare_optimizer
+from morphing_trainer.sharding import collected, is_sharded, reshard
+from morphing_trainer.sharding.files import FOLDER, load_state, split, write_pieces
+
+
+class ShardingTrainer(OptimizingTrainer):
+    """What `MorphingTrainer` does with sharded models: they are saved as whole ones, their optimizer in shards.
+
+    A model that is not sharded is left to the layers below.
+    """
+
+    @property
+    def is_sharded(self) -> bool:
+        return is_sharded(self.bare_model)
+
+    def evaluation_loop(self, *args: Any, **options: Any) -> Any:
+        """As inherited; afterwards every process has its own rows again."""
+        try:
+            return super().evaluation_loop(*args, **options)
+        finally:
+            reshard(self.bare_model)
+
+    def whole_weights(self) -> dict[str, Tensor]:
+        """All weights by parameter name, as the processes hold them together; all have to ask. Only the main process
+        gets those of a sharded model, in host memory."""
+        model = self.bare_model
+        if not is_sharded(model):
+            return dict(model.named_parameters())
+        reshard(model)
+        return collected(dict(model.named_parameters()), keep=self.is_world_process_zero())
+
+    def whole_model(self) -> PreTrainedModel | None:
+        """The model in one piece: a copy in host memory if it is sharded, on the main process only."""
+        model = self.bare_model
+        if not is_sharded(model):
+            return model
+        weights = self.whole_weights()
+        return dressed(ModelSpec.of(model), weights, like=model) if self.is_world_process_zero() else None
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As inherited; a sharded model is put together first."""
+        if not self.is_sharded:
+            super().save_model(output_dir, _internal_call)
+            return
+        model = self.whole_model()
+        if self.args.should_save:
+            kept, self.model = self.model, model
+            try:
+                self._save(output_dir)
+            finally:
+                self.model = kept
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def write_shares(self, folder: Path) -> dict[str, Any]:
+        """Write this process's rows of the optimizer's state into a checkpoint, all processes together.
+
+        Returns what `optimizer.pt` holds beside them.
+        """
+        optimizer = bare_optimizer(self)
+        small, pieces = split(optimizer.state_dict(), optimizer_names(self.bare_model, optimizer))
+        write_pieces(folder / FOLDER, pieces)
+        return small
+
+    def _load_states(self, folder: Path) -> None:
+        """Load optimizer and scheduler, whole or sharded, into what this run has."""
+        if not (self.is_sharded or (folder / FOLDER).is_dir()):
+            super()._load_states(folder)
+            return
+        model, optimizer = self.bare_model, bare_optimizer(self)
+        load_state(folder, optimizer, model, optimizer_names(model, optimizer))
+        self.lr_scheduler.load_state_dict(torch.load(folder / SCHEDULER_NAME, map_location="cpu", weights_only=True))
