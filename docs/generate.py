@@ -114,6 +114,7 @@ YAML (`.yaml`, `.yml`) or JSON (`.json`). The plain form:
 | `max_wait_iters` | whole number from 0 | | fires this many steps after the previous operation, exactly then |
 | `when` | a [condition](#triggers) | | in place of the two above |
 | `reevaluate` | `true` or `false` | `false` | show the loss right before and after it; fires nothing |
+| `guard` | `{max_loss_increase: 0.1, within_steps: 200}` | | undo it if the loss stays up, see [Guards](#guards) |
 | `desc` | text | | shown and kept in the journal |
 | `completed` | `true` or `false` | `false` | already done, in an earlier run: the entry is stepped over |
 | `repeat` | whole number from 1, or `end` | | how often it is done; see [Repeating](#repeating) |
@@ -126,8 +127,8 @@ An entry needs `trigger_loss`, `max_wait_iters` or both (whichever comes first),
 - A loss that is NaN or infinite fires nothing, not even `.inf`: a dead model makes no progress.
 - Numbers may be written as `1e6` where a whole number is asked for.
 
-A file may also be a mapping, with `defaults` for `trigger_loss`, `max_wait_iters`, `when` and `reevaluate`. An entry's
-own keys win; a trigger of its own in the other form replaces that of the defaults.
+A file may also be a mapping, with `defaults` for `trigger_loss`, `max_wait_iters`, `when`, `reevaluate` and `guard`. An
+entry's own keys win (`guard: null` is none); a trigger of its own in the other form replaces that of the defaults.
 
 ```yaml
 defaults: {max_wait_iters: 1000, reevaluate: true}
@@ -159,6 +160,35 @@ Written out, repeats may amount to 10,000 operations; `end` has no limit. The fi
 checked are also the rounds after it, as far as the run may come, until one leaves model and settings as they were.
 Random numbers are drawn anew in every round. A resume may change what has not been done: write out the rounds that
 have been, and something else after them.
+
+### Guards
+
+A guarded operation has to work out, or it is undone:
+
+```yaml
+- name: stack_layers
+  value: 2
+  trigger_loss: 4.0
+  guard: {max_loss_increase: 0.1, within_steps: 200}   # and otherwise: stop, to end the run instead
+```
+
+Right before it the evaluation loss is known (it is measured, if the last evaluation is older), and a whole checkpoint
+is on disk, which stays there as long as it may be needed. The operation has worked out as soon as an evaluation of one
+of the next `within_steps` steps shows a loss that is at most `max_loss_increase` nats above that one. The last of these
+steps is evaluated, whatever the interval; so is the end of the run or of the stage, if that is sooner.
+
+If it has not come back by then, the run goes back to the checkpoint: weights, moments, random numbers, data, learning
+rate, all of it. It goes on as if the operation had never been, to the bit, with the next entry of the schedule; the
+journal says `rolled_back`. With `otherwise: stop` the run ends with an error, and the checkpoints since then are
+deleted: after a change of the schedule, a resume goes on from before the operation.
+
+- While a guard is open, no other operation is applied. What becomes due meanwhile is applied when it is closed.
+- `max_wait_iters` of the next entry counts from the step of the guarded operation, whether that has stayed or not.
+- Losses that are NaN or infinite never close a guard well. A *training* loss or gradient that is, fails it at once
+  (under `on_nan: skip` when `nan_limit` is reached).
+- Evaluations that are made for the guard alone fire no trigger, count for no early stopping, and draw no random number.
+- Every operation may be guarded but `advance_stage`. A schedule whose later entries need a guarded operation that may
+  be rolled back (`freeze_layer mlp.7` after a `stack_layers`) is refused before the first step.
 
 **Mistakes** are reported all at once, before the first step, with file, line, entry, field, what is expected and the
 nearest valid name. What the file alone shows is found when it is loaded. What the model shows (a layer that it does not

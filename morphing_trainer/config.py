@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from transformers import TrainingArguments
 
 from morphing_trainer.errors import ConfigError
+from morphing_trainer.run.launching import check_launched
 from morphing_trainer.training_options import TrainingOptions
 from morphing_trainer.validation.names import metric_names
 
@@ -64,6 +66,21 @@ class MorphingConfig(TrainingOptions, TrainingArguments):
             "0 is never."
         },
     )
+    on_nan: Literal["stop", "rollback", "skip"] = field(
+        default="stop",
+        metadata={
+            "help": "When a loss or gradient is NaN or infinite: stop ends the run; rollback goes back to the last "
+            "checkpoint and leaves out the update of that step on the way; skip leaves it out at once, which waits for "
+            "the device at every step."
+        },
+    )
+    nan_limit: int = field(
+        default=5,
+        metadata={
+            "help": "For on_nan: the run ends after so many updates left out in a row (skip), or when it would go back "
+            "to the same checkpoint once more than so often (rollback)."
+        },
+    )
     reset_history: bool = field(
         default=False,
         metadata={"help": "On a resume: forget the statistics and log lines so far. Nothing that is trained changes."},
@@ -81,7 +98,16 @@ class MorphingConfig(TrainingOptions, TrainingArguments):
         default=3, metadata={"help": "Checkpoints to keep, at least 2: the last one may turn out to be damaged."}
     )
 
+    async_save: bool = field(
+        default=False,
+        metadata={
+            "help": "Write checkpoints beside the training, which then waits for a copy of the state only. Takes as "
+            "much host memory as a checkpoint's size while one is being written, of which there is one at a time."
+        },
+    )
+
     def __post_init__(self) -> None:
+        check_launched(self.deepspeed, self.fsdp, self.fsdp_config)
         self.resolve_before()
         super().__post_init__()
         self.resolve_after()
@@ -116,6 +142,15 @@ class MorphingConfig(TrainingOptions, TrainingArguments):
             raise ConfigError(
                 f"memory_pressure_percent: must be from 0 to 100, is {self.memory_pressure_percent}; 0 is never."
             )
+        if self.on_nan not in ("stop", "rollback", "skip"):
+            raise ConfigError(f"on_nan: must be stop, rollback or skip, is {self.on_nan!r}.")
+        if self.nan_limit < 1:
+            raise ConfigError(f"nan_limit: must be at least 1, is {self.nan_limit}.")
+        if self.on_nan == "rollback" and str(getattr(self.save_strategy, "value", self.save_strategy)) == "no":
+            raise ConfigError(
+                "on_nan: rollback goes back to a checkpoint, and this run saves none; set save_strategy: steps and "
+                "save_steps, or on_nan: stop or skip."
+            )
         if self.enable_jit_checkpoint:
             raise ConfigError(
                 "enable_jit_checkpoint: not supported, because it saves in the middle of a step, after dropout has "
@@ -126,5 +161,3 @@ class MorphingConfig(TrainingOptions, TrainingArguments):
                 "auto_find_batch_size: not supported, because it restarts the training loop behind the schedule's "
                 "back. Set per_device_train_batch_size, and raise gradient_accumulation_steps if memory is short."
             )
-        if self.deepspeed:
-            raise ConfigError("deepspeed: not supported. Launch with DDP instead (accelerate_configs/ddp.yaml).")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from morphing_trainer.operations import Operation
-from morphing_trainer.operations.base import Steps
+from morphing_trainer.operations.base import Count, Steps
 from morphing_trainer.triggers import Trigger
 
 Path = tuple[str | int, ...]
@@ -59,6 +59,28 @@ class Source:
         return self.where((*self.base, *place.path, *fields), place.words(operation), *labels)
 
 
+class GuardTerms(BaseModel):
+    """What must hold of the evaluation loss after an operation, and what happens if it does not.
+
+    Attributes:
+        max_loss_increase: how far the loss may stay above the one right before the operation, in nats.
+        within_steps: optimizer steps in which it must have come back so far.
+        otherwise: the run goes back to the state from before, or ends.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    max_loss_increase: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    within_steps: Count
+    otherwise: Literal["rollback", "stop"] = "rollback"
+
+    def describe(self) -> str:
+        """The guard in words, behind the words of a trigger."""
+        steps = "1 step" if self.within_steps == 1 else f"{self.within_steps} steps"
+        ending = "" if self.otherwise == "rollback" else ", else stop"
+        return f"guarded: +{self.max_loss_increase:g} in {steps}{ending}"
+
+
 class Terms(BaseModel):
     """What may stand in an entry beside the operation's own fields."""
 
@@ -67,6 +89,7 @@ class Terms(BaseModel):
     trigger_loss: Annotated[float, Field(ge=0)] | None = None
     max_wait_iters: Steps | None = None
     reevaluate: bool = False
+    guard: GuardTerms | None = None
     desc: str | None = None
     completed: bool = False
 
@@ -94,6 +117,14 @@ class Entry:
     @property
     def reevaluate(self) -> bool:
         return self.terms.reevaluate
+
+    @property
+    def guard(self) -> GuardTerms | None:
+        return self.terms.guard
+
+    def described(self) -> str:
+        """When it is due, and whether it is guarded, in words."""
+        return self.trigger.describe() + (f", {self.guard.describe()}" if self.guard else "")
 
     @property
     def desc(self) -> str | None:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from morphing_trainer.errors import suggest
-from morphing_trainer.schedule_entry import Path, Terms
+from morphing_trainer.schedule_entry import GuardTerms, Path, Terms
 from morphing_trainer.triggers import COMPOSITE, KINDS, VALUED, AnyOf, InStage, LossBelow, Plateau, Trigger, Waited
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -33,6 +33,17 @@ def read_trigger(when: Any, terms: Terms | None, has_when: bool) -> tuple[Trigge
     if not plain:
         return None, [((), "has no trigger; give trigger_loss or max_wait_iters or both, or when: {...}")]
     return AnyOf(parts=tuple(plain)) if len(plain) > 1 else plain[0], []
+
+
+def read_guard(data: Any) -> tuple[GuardTerms | None, list[Fault]]:
+    """The guard of an entry, from what stands under its `guard:`; null is none."""
+    if data is None:
+        return None, []
+    if not isinstance(data, Mapping):
+        example = "{max_loss_increase: 0.1, within_steps: 200}"
+        return None, [(("guard",), f"must be a mapping such as {example}, is {described(data)}")]
+    found, faults = validated(GuardTerms, {str(key): value for key, value in data.items()})
+    return found, [(("guard", *path), what) for path, what in faults]
 
 
 def _read_when(data: Any, path: Path) -> tuple[Trigger | None, list[Fault]]:

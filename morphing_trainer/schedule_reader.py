@@ -9,8 +9,9 @@ from typing import Any
 from morphing_trainer.errors import Problem, suggest
 from morphing_trainer.operations import NAMES
 from morphing_trainer.operations.base import whole
+from morphing_trainer.operations.stages import AdvanceStage
 from morphing_trainer.schedule_entry import Entry, Path, Place, Source, Terms
-from morphing_trainer.schedule_fields import described, read_trigger, shown, validated
+from morphing_trainer.schedule_fields import described, read_guard, read_trigger, shown, validated
 
 END = "end"
 """`repeat: end` repeats to the end of the run."""
@@ -19,7 +20,7 @@ MOST_OPERATIONS = 10_000
 """What repeats may amount to, written out; a slip of the finger must cost neither time nor memory."""
 
 _TERMS = tuple(Terms.model_fields)
-_DEFAULTS = ("trigger_loss", "max_wait_iters", "when", "reevaluate")
+_DEFAULTS = ("trigger_loss", "max_wait_iters", "when", "reevaluate", "guard")
 _GROUP = ("repeat", "operations", "desc")
 
 
@@ -218,7 +219,15 @@ def _read_entry(
         plain = {key: value for key, value in plain.items() if key not in ("trigger_loss", "max_wait_iters")}
     elif {"trigger_loss", "max_wait_iters"} & set(written):
         defaults = {key: value for key, value in defaults.items() if key != "when"}
-    terms, found = validated(Terms, plain | written)
+    given = plain | written
+    guard, found = read_guard(given.get("guard"))
+    problems += [located(path, what) for path, what in found]
+    if guard is not None and kind is AdvanceStage:
+        if "guard" in written:
+            what = "another stage has another evaluation set, so that losses before and after cannot be compared"
+            problems.append(located(("guard",), f"{what}; leave it out"))
+        guard = None
+    terms, found = validated(Terms, given | {"guard": guard})
     problems += [located(path, what) for path, what in found]
     if repeats and item.get("completed") is True:
         what = "what repeats cannot be completed as a whole; write out the rounds that are done"

@@ -13,6 +13,7 @@ from morphing_trainer.config import MorphingConfig
 from morphing_trainer.data.loading import IGNORED_LABEL
 from morphing_trainer.errors import ConfigError
 from morphing_trainer.layers.segments import SegmentedTrainer
+from morphing_trainer.sharding import reshard
 from morphing_trainer.validation.example import make_example
 from morphing_trainer.validation.metrics import Tally, perplexity, summarise
 from morphing_trainer.validation.names import METRICS
@@ -139,15 +140,17 @@ class EvaluatingTrainer(SegmentedTrainer):
         # Of several sets each is evaluated, and shown, by a call of its own. What only the main process does must not
         # wait for others. An evaluation that only shows what an operation did has shown it before.
         shows = self.session is None or self.session.listening
-        if shows and self.args.eval_example and not isinstance(chosen, dict) and self.is_world_process_zero():
+        # To write with a sharded model takes all processes.
+        writes = self.is_world_process_zero() or self.is_sharded
+        if shows and self.args.eval_example and not isinstance(chosen, dict) and writes:
             self._show_example(chosen, metric_key_prefix.removeprefix("eval").lstrip("_"))
         return metrics
 
     def _show_example(self, dataset: Any, name: str) -> None:
         sample = next(iter(dataset), None)
-        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         example = None
         if isinstance(sample, Mapping):
-            example = make_example(model, self.processing_class, sample, self.args.eval_example_tokens, name)
-        if example is not None:
+            example = make_example(self.bare_model, self.processing_class, sample, self.args.eval_example_tokens, name)
+            reshard(self.bare_model)
+        if example is not None and self.is_world_process_zero():
             self.callback_handler.announce("on_example", self.args, self.state, self.control, example=example)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from typing import Any, Literal
 
 import torch
@@ -90,7 +91,13 @@ class GuardedTrainer(CheckpointingTrainer):
         assert self.session is not None
         step = self.session.state.step
         final = self.run_folder / f"checkpoint-{step}"
+        try:
+            self.finish_write()
+        except (OSError, RankError) as error:
+            self._saved_step = None
+            _log.error("%s", error)
         if self._saved_step != step:
+            self._emergency = True
             try:
                 self._save_checkpoint(model, trial)
                 if not self.session.saves:
@@ -98,10 +105,14 @@ class GuardedTrainer(CheckpointingTrainer):
                 self.control = self.callback_handler.on_save(self.args, self.state, self.control)
             except (OSError, RankError) as error:
                 return f"an emergency checkpoint could not be saved: {brief(error)}"
+            finally:
+                self._emergency = False
         self._reports.event("emergency", step, why=why, checkpoint=final.name)
         return f"{final.name} is saved"
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        with suppress(OSError):  # what stands in its way stands in the way of the checkpoint, which will tell
+            self._reports.restore()
         super()._save_checkpoint(model, trial)
         if self.session is not None and self.session.saves:
             self._saved_step = self.state.global_step

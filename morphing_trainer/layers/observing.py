@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,8 +26,6 @@ class ObservingTrainer(EvaluatingTrainer):
     """The timers, log lines and analysis of `MorphingTrainer`. Nothing here changes what is trained."""
 
     _reports: RunReports
-    _references: References | None = None
-    """On the main process of a run that analyses."""
 
     def _observe(self, morphing: MorphCallback) -> None:
         """Install the callbacks: the timer ahead of all others, the recorder behind, when all is known."""
@@ -87,23 +84,25 @@ class ObservingTrainer(EvaluatingTrainer):
 
     # ---- Analysis --------------------------------------------------------------------------------------------------
 
-    def _weights(self) -> dict[str, torch.Tensor]:
-        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        return dict(model.named_parameters())
-
     def _watched(self) -> dict[str, torch.Tensor]:
+        """The weights that are analysed, on the main process; all have to ask."""
         assert self.session is not None
-        weights = self._weights()
+        weights = self.whole_weights()
+        if not self.is_world_process_zero():
+            return {}
         return {name: weights[name] for name in analysis.watched(self.session.state.spec)}
 
     def _begin_analysis(self, bundle: Bundle | None) -> None:
         """Take note of the weights as the run begins, or take up what its checkpoint knows of them."""
         self._references = None
-        if self.args.analysis_evals is None or not self.is_world_process_zero():
+        if self.args.analysis_evals is None:
             return
         assert self.session is not None
+        watched = self._watched()
+        if not self.is_world_process_zero():
+            return
         if bundle is None:
-            self._references = References.of(self._watched())
+            self._references = References.of(watched)
             return
         self._references = References.load(bundle.path, analysis.watched(self.session.state.spec))
         if self._references is None:
@@ -115,8 +114,11 @@ class ObservingTrainer(EvaluatingTrainer):
 
     def _operated(self, lineage: Lineage | None) -> None:
         """An operation has been applied: drift counts from here, too."""
+        if self.args.analysis_evals is None:
+            return
+        watched = self._watched()
         if self._references is not None:
-            self._references = self._references.after(lineage, self._watched())
+            self._references = self._references.after(lineage, watched)
 
     def _analyse(self, step: int) -> float | None:
         """At every `analysis_evals`-th evaluation: measure, log and note; the share of their rank that adapters use."""
@@ -128,9 +130,10 @@ class ObservingTrainer(EvaluatingTrainer):
         if state.analysable % self.args.analysis_evals:
             return None
         use, found, failure = None, {}, None
+        weights = self.whole_weights()
         try:
             if self._references is not None:
-                found = analysis.measure(state.spec, self._weights(), self._references.start, self._references.since)
+                found = analysis.measure(state.spec, weights, self._references.start, self._references.since)
                 use = analysis.rank_use(found)
                 self._reports.event("analysis", step, rank_use=use, weights=analysis.compact(found))
         except Exception as error:  # of any kind: the other ranks must not wait for this one in vain
@@ -140,7 +143,3 @@ class ObservingTrainer(EvaluatingTrainer):
         if found:
             self.log(analysis.summary(found))
         return use if state.spec.sites else None
-
-    def _write_more(self, folder: Path) -> None:
-        if self._references is not None:
-            self._references.save(folder)

@@ -5,26 +5,29 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from morphing_trainer.layers.observing import ObservingTrainer
+from morphing_trainer.layers.judging import JudgingTrainer
 from morphing_trainer.lineage import Census
 from morphing_trainer.operations import ArchitectureOperation, HyperparameterOperation, MeasuredOperation
 from morphing_trainer.operations.stages import AdvanceStage
 from morphing_trainer.reporting.console import operation_text
 from morphing_trainer.reporting.records import Record
 from morphing_trainer.run.applying import enforce, transplant
+from morphing_trainer.run.digest import agree_on, facts
 from morphing_trainer.run.learning_rate import scale_peaks
 from morphing_trainer.run.patience import Patience
 from morphing_trainer.run.state import RunState
+from morphing_trainer.run.undoing import undone_on_failure
 from morphing_trainer.settings import Settings
 
 _log = logging.getLogger("morphing_trainer")
 
 
-class OperatingTrainer(ObservingTrainer):
+class OperatingTrainer(JudgingTrainer):
     """Operations and stages of `MorphingTrainer`."""
 
     # ---- Operations ------------------------------------------------------------------------------------------------
@@ -36,24 +39,26 @@ class OperatingTrainer(ObservingTrainer):
         entry, index = state.position.upcoming(self.schedule), state.position.done
         assert entry is not None
         assert state.position.pending is not None
-        if entry.reevaluate and state.evaluated_at != state.step:
-            self._loss_again(trial, ignore_keys_for_eval)  # an older loss would tell of the steps since, too
-        start, before, trigger = time.perf_counter(), state.facts(), state.position.pending
-        morph, census, note, warning = None, Census(), "", ""
-        measured: dict[str, float] | None = None
-        if isinstance(entry.operation, HyperparameterOperation):
-            if isinstance(entry.operation, MeasuredOperation):
-                measured = entry.operation.measure(self._probe())
-                note = entry.operation.note(measured)
-                self._adopt(entry.operation.updated(state.settings, measured, self.args.world_size))
+        guard = self._open_guard(entry, trial, ignore_keys_for_eval)
+        with undone_on_failure(self):
+            if entry.reevaluate and state.evaluated_at != state.step:
+                self._loss_again(trial, ignore_keys_for_eval)  # an older loss would tell of the steps since, too
+            start, before, trigger = time.perf_counter(), state.facts(), state.position.pending
+            morph, census, note, warning = None, Census(), "", ""
+            measured: dict[str, float] | None = None
+            if isinstance(entry.operation, HyperparameterOperation):
+                if isinstance(entry.operation, MeasuredOperation):
+                    measured = entry.operation.measure(self._probe())
+                    note = entry.operation.note(measured)
+                    self._adopt(entry.operation.updated(state.settings, measured, self.args.world_size))
+                else:
+                    self._adopt(entry.operation.update(state.settings, state.step))
+                if isinstance(entry.operation, AdvanceStage):
+                    warning = self._advance(entry.operation.value)
             else:
-                self._adopt(entry.operation.update(state.settings, state.step))
-            if isinstance(entry.operation, AdvanceStage):
-                warning = self._advance(entry.operation.value)
-        else:
-            assert isinstance(entry.operation, ArchitectureOperation)
-            morph, census = transplant(self, state, entry.operation, index)
-        session.applied(measured)
+                assert isinstance(entry.operation, ArchitectureOperation)
+                morph, census = transplant(self, state, entry.operation, index)
+            session.applied(measured, guard)
         self._operated(morph.lineage if morph else None)
         seconds = time.perf_counter() - start
         record = Record(
@@ -94,7 +99,9 @@ class OperatingTrainer(ObservingTrainer):
         """Put other settings into force, and everything that follows from them."""
         assert self.session is not None
         state, old = self.session.state, self.session.state.settings
-        state.settings = new = self.course.settled(new)
+        new = self.course.settled(new)
+        agree_on(self.session.consensus, partial(facts, "setting", new.to_dict()), f"step {state.step}: new settings")
+        state.settings = new
         enforce(new, self.args)
         if self.course.batch(new) != self.course.batch(old):
             self._train_batch_size = self.args.train_batch_size

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -89,7 +90,8 @@ def close_run_log(handler: logging.Handler | None = None) -> None:
         return
     closing, _run_log = _run_log, None
     LOGGER.removeHandler(closing)
-    closing.close()
+    with suppress(OSError):  # lines that a full disk does not take; what ends the run is told elsewhere
+        closing.close()
     detach_console()
 
 

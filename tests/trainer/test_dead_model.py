@@ -13,6 +13,7 @@ import torch
 from transformers import TrainerCallback
 
 from morphing_trainer.checkpoint.store import checkpoints
+from morphing_trainer.errors import NotFiniteError
 from morphing_trainer.run.signals import RunInterrupted
 from tests.support import losses, trainer
 from tests.trainer.common import entry
@@ -36,15 +37,15 @@ class Poisons(TrainerCallback):
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_is_not_saved(tmp_path: Path, value: float, caplog: pytest.LogCaptureFixture) -> None:
-    poisons = Poisons(5, value)
+    poisons = Poisons(6, value)
     options = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 2}
     run = trainer(tmp_path, [entry("stack_layers", 2, 3)], callbacks=[poisons], **options)
-    with caplog.at_level(logging.ERROR, "morphing_trainer"):
+    with caplog.at_level(logging.ERROR, "morphing_trainer"), pytest.raises(NotFiniteError, match="step 7: the loss"):
         run.train()
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-4", "checkpoint-2"]
     assert poisons.saved == [2, 4]
-    assert math.isnan(losses(run)[-1])
-    assert "step 6: 52 of the model's parameters hold NaN or infinity (transformer.wte.weight first)" in caplog.text
+    first = "transformer.h.3.mlp.c_fc.weight first"
+    assert f"step 6: 1 of the model's parameters hold NaN or infinity ({first})" in caplog.text
     assert not list(tmp_path.glob(".morph-*"))
 
     again = trainer(tmp_path, [entry("stack_layers", 2, 3)], **options)
@@ -56,7 +57,8 @@ def test_is_not_saved(tmp_path: Path, value: float, caplog: pytest.LogCaptureFix
 def test_exploding_rate(tmp_path: Path) -> None:
     options = {"save_strategy": "steps", "save_steps": 1, "max_grad_norm": 0.0, "save_total_limit": 20}
     run = trainer(tmp_path, [entry("set_lr", 1e38, 3)], lr_scheduler_type="constant", **options)
-    run.train()
+    with pytest.raises(NotFiniteError):
+        run.train()
     saved = checkpoints(tmp_path)
     assert 3 <= len(saved) < 12
     good = trainer(tmp_path / "x", [entry("set_lr", 1e38, 3)], lr_scheduler_type="constant", **options)
@@ -73,7 +75,7 @@ def test_interrupted(tmp_path: Path) -> None:
             if state.global_step == 4:
                 signal.raise_signal(signal.SIGTERM)
 
-    run = trainer(tmp_path, callbacks=[Poisons(2, math.nan), Stops()])
+    run = trainer(tmp_path, callbacks=[Poisons(5, math.nan), Stops()])
     with pytest.raises(RunInterrupted, match="saved nothing") as caught:
         run.train()
     assert caught.value.code == 128 + signal.SIGTERM

@@ -14,7 +14,7 @@ from transformers import GPT2LMHeadModel, TrainerCallback
 
 from morphing_trainer import LoraArguments, MorphingTrainer, add_adapters
 from morphing_trainer.checkpoint.store import checkpoints
-from morphing_trainer.errors import ConfigError, ModelError, ScheduleError
+from morphing_trainer.errors import ConfigError, ModelError, NotFiniteError, ScheduleError
 from morphing_trainer.lineage import ModelSpec
 from morphing_trainer.run.journal import read_journal
 from tests.support import by_peft, losses, same, stirred, tiny_model, trainer, weights
@@ -238,7 +238,8 @@ class Poisons(TrainerCallback):
 def test_a_dead_adapter_is_a_dead_model(tmp_path: Path, value: float, caplog: pytest.LogCaptureFixture) -> None:
     options = {**QUICK, "save_strategy": "steps", "save_steps": 1}
     run = trainer(tmp_path, None, adapted(lora_r=2), callbacks=[Poisons(4, value)], **options)
-    run.train()
+    with pytest.raises(NotFiniteError, match="step 5: the loss"):
+        run.train()
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-3", "checkpoint-2", "checkpoint-1"]
     assert "c_attn.lora_A.default.weight first)" in caplog.text
     with pytest.raises(ModelError, match="the trained model is dead"):

@@ -11,6 +11,7 @@ import torch
 from transformers import TrainerCallback
 
 from morphing_trainer import MorphingTrainer
+from morphing_trainer.errors import NotFiniteError
 from tests.support import arguments, losses, tiny_model, trainer
 from tests.trainer.common import Numbered, applied, entry, evaluations
 
@@ -52,9 +53,10 @@ class Breaks(TrainerCallback):
 
 def test_a_dead_model_fires_nothing_by_its_loss(tmp_path: Path) -> None:
     schedule = [entry("freeze_layer", "wpe", trigger_loss=math.inf)]
-    run = trainer(tmp_path, schedule, callbacks=[Breaks(3)])
-    run.train()
-    assert [math.isnan(loss) for _, loss in evaluations(run)] == [True, True, True]
+    run = trainer(tmp_path, schedule, callbacks=[Breaks(3)], eval_steps=3)
+    with pytest.raises(NotFiniteError, match="step 4: the loss"):
+        run.train()
+    assert [math.isnan(loss) for _, loss in evaluations(run)] == [True]
     assert applied(run) == []
 
 

@@ -1,0 +1,53 @@
+"""What is bad in a step, and when it is known."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from morphing_trainer.run.finite import GRADIENT, LOSS, Finite, what
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_on_the_cpu_at_once(value: float) -> None:
+    finite = Finite(CPU)
+    finite.begin()
+    finite.loss(torch.tensor(1.0))
+    finite.gradient(torch.tensor(2.0))
+    assert finite.now() == finite.end(1) == 0
+    finite.begin()
+    finite.loss(torch.tensor(value))
+    finite.loss(torch.tensor(1.0))  # of the next micro-batch
+    finite.gradient(3.0)
+    assert finite.now() == LOSS
+    assert (finite.end(2), finite.step, finite.is_behind) == (LOSS, 2, False)
+    finite.begin()
+    finite.gradient(torch.tensor(value))
+    assert finite.end(3, counts=False) == 0
+    assert finite.end(3) == GRADIENT
+
+
+def test_of_many_ranks() -> None:
+    assert what(LOSS * 5000) == "loss"
+    assert what(GRADIENT * 5000) == "gradient"
+    assert what(LOSS * 3 + GRADIENT * 5000) == "loss and gradient"
+    assert what(0) == ""
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_one_step_later() -> None:
+    device = torch.device("cuda")
+    finite = Finite(device)
+    for step in range(1, 4):
+        finite.begin()
+        finite.loss(torch.tensor(math.nan if step == 2 else 1.0, device=device))
+        finite.gradient(torch.tensor(1.0, device=device))
+        assert finite.end(step) == (LOSS if step == 3 else 0)
+        assert finite.is_behind
+    assert finite.step == 2
+    assert finite.catch_up() == 0
+    assert (finite.step, finite.is_behind) == (3, False)
