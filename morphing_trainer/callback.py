@@ -121,7 +121,7 @@ class SegmentHandler(CallbackHandler):
             self.callbacks = everyone
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> Any:
-        if self.session is not None and not self.session.saves:
+        if self.session is not None and (not self.session.saves or self.session.writing):
             control.should_save = False
             return control
         return super().on_save(args, state, control, **kwargs)

@@ -101,6 +101,9 @@ class TrainingOptions:
         self.optimizer, self.momentum = resolved(self.optimizer, self.optim, args.optim_args, self.momentum)
         if self.weight_decay is None:
             self.weight_decay = default_weight_decay(self.optimizer, self.optim)
+        if args.ddp_find_unused_parameters is None:
+            # Every parameter that is trained takes part in every step, whatever was frozen, thawed or added.
+            args.ddp_find_unused_parameters = False
         if self.optimizer_warmup_steps and self.optimizer_warmup_fraction:
             raise ConfigError("optimizer_warmup_steps: stands beside optimizer_warmup_fraction; remove one of them.")
         if self.train_only is not None and not self.default_freeze:

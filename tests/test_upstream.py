@@ -19,7 +19,10 @@ from morphing_trainer import MorphingTrainer, trainer
 from morphing_trainer.callback import SegmentHandler
 
 OVERRIDDEN = {
-    "_get_output_dir": ["trial"],
+    "_determine_best_metric": ["metrics", "trial"],
+    "_evaluate": ["trial", "ignore_keys_for_eval", "skip_scheduler"],
+    "_get_grad_norm": ["model", "grad_norm"],
+    "_finalize_training": ["trial", "num_train_samples", "start_time"],
     "_init_training_state": [
         "max_steps",
         "num_update_steps_per_epoch",
@@ -28,9 +31,11 @@ OVERRIDDEN = {
         "trial",
     ],
     "_load_best_model": [],
+    "_load_callback_state": [],
     "_load_from_checkpoint": ["resume_from_checkpoint", "model"],
     "_load_optimizer_and_scheduler": ["checkpoint"],
     "_load_rng_state": ["checkpoint"],
+    "_load_scaler": ["checkpoint"],
     "_prepare_for_training": ["max_steps", "train_dataloader", "resume_from_checkpoint"],
     "_maybe_log_save_evaluate": [
         "tr_loss",
@@ -42,7 +47,6 @@ OVERRIDDEN = {
         "start_time",
         "learning_rate",
     ],
-    "_push_from_checkpoint": ["checkpoint_folder"],
     "_run_epoch": [
         "model",
         "epoch",
@@ -68,6 +72,7 @@ OVERRIDDEN = {
     "get_optimizer_cls_and_kwargs": ["args", "model"],
     "get_train_dataloader": [],
     "log": ["logs", "start_time"],
+    "save_model": ["output_dir", "_internal_call"],
     "set_initial_training_values": ["args", "dataloader"],
     "train": ["resume_from_checkpoint", "trial", "ignore_keys_for_eval"],
     "training_step": ["model", "inputs", "num_items_in_batch"],
@@ -90,6 +95,8 @@ CALLED: list[tuple[Any, list[str]]] = [
     ),
     (Trainer._evaluate, ["trial", "ignore_keys_for_eval", "skip_scheduler"]),
     (Trainer._load_rng_state, ["checkpoint"]),
+    (Trainer._push_from_checkpoint, ["checkpoint_folder"]),
+    (Trainer.store_flos, []),
     (Trainer._remove_unused_columns, ["dataset", "description"]),
     (Trainer._get_collator_with_removed_columns, ["data_collator", "description"]),
     (Trainer.get_total_train_batch_size, ["args"]),
@@ -152,6 +159,23 @@ def test_what_a_step_has_changed_before_it_is_over() -> None:
     assert fetched < computed
     for changed in ("self._tr_loss += tr_loss_step", "self.current_flos +=", "self._track_num_input_tokens(inputs)"):
         assert source.index(changed) > computed
+
+
+def test_an_update_can_be_left_out() -> None:
+    """`FiniteTrainer` says so to the optimizer, and the schedule of the learning rate stays where it is."""
+    source = inspect.getsource(Trainer._run_epoch)
+    looked, decided = source.index("self._get_grad_norm("), source.index("on_pre_optimizer_step(")
+    made = source.index("self.optimizer.step()")
+    assert looked < decided < made < source.index("if not self.accelerator.optimizer_step_was_skipped:")
+    weight = torch.nn.Parameter(torch.ones(1))
+    accelerator = Accelerator(cpu=True)
+    optimizer = accelerator.prepare(torch.optim.AdamW([weight], fused=True))
+    optimizer._is_overflow = True
+    optimizer.step()
+    assert accelerator.optimizer_step_was_skipped
+    assert not optimizer.state and weight == 1
+    optimizer._is_overflow = False
+    assert not accelerator.optimizer_step_was_skipped
 
 
 def test_accelerate_keeps_what_it_has_prepared_in_these_lists() -> None:

@@ -27,6 +27,7 @@ _AT_LEAST = {
     "eval_iters": 1,
     "eval_example_tokens": 1,
     "analysis_evals": 1,
+    "nan_limit": 1,
     "dataloader_num_workers": 0,
     "block_size": 2,
     **dict.fromkeys(("max_documents", "preprocessing_num_workers"), 1),
@@ -92,7 +93,7 @@ def _value_problem(name: str, value: Any) -> str | None:
     if name == "max_steps" and value < 1 and value != -1:
         return f"must be at least 1, or -1 to train for num_train_epochs, is {value}"
     if name == "deepspeed":
-        return "not supported; launch with DDP instead (accelerate_configs/ddp.yaml)"
+        return "not supported; use FSDP2: accelerate launch --config_file accelerate_configs/fsdp2.yaml train.py ..."
     if name == "language" and not re.fullmatch("[a-z]{2,3}", value):
         return f"must be an ISO 639 code such as en or de, is {value!r}"
     if name == "output_dir" and value == "":

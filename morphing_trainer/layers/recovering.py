@@ -20,8 +20,7 @@ from morphing_trainer.memory.rng import RandomState
 from morphing_trainer.memory.splitting import halved
 from morphing_trainer.memory.trial import StepProbe, longest_samples
 from morphing_trainer.run.applying import bare_optimizer
-from morphing_trainer.run.consensus import RankError
-from morphing_trainer.run.farewell import Farewell
+from morphing_trainer.run.consensus import Consensus, RankError
 from morphing_trainer.run.statistics import LossMeter
 from morphing_trainer.settings import Settings
 
@@ -46,7 +45,8 @@ class StepStart:
 class RecoveringTrainer(GuardedTrainer):
     """What `MorphingTrainer` does when memory runs out."""
 
-    _farewell: Farewell
+    _consensus: Consensus
+    """Of the run, before its session is open."""
     _start: StepStart | None = None
     _repeats = False
     """The last step ran out of memory, nothing of it is left, and it is to be made again."""
@@ -61,7 +61,6 @@ class RecoveringTrainer(GuardedTrainer):
 
     def _watch_memory(self) -> None:
         super()._watch_memory()
-        self._farewell = Farewell()
         self._start, self._repeats = None, False
 
     # ---- Out of memory ---------------------------------------------------------------------------------------------
@@ -94,28 +93,19 @@ class RecoveringTrainer(GuardedTrainer):
         raise StepRanOut(reason)
 
     def _run_epoch(self, *args: Any, **options: Any) -> None:
-        """As inherited, but a step that runs out of memory leaves no trace, and `_repeats` says that it comes again.
-
-        Raises:
-            RankError: if another rank ran out of memory.
-        """
-        assert self.session is not None
-        self._repeats, reason, outside, said = False, "", False, None
+        """As inherited, but a step that runs out of memory leaves no trace, and `_repeats` says that it comes again."""
+        self._repeats, reason, outside = False, "", False
         try:
             super()._run_epoch(*args, **options)
         except StepRanOut as error:
             reason = str(error)
         except (RuntimeError, MemoryError) as error:
-            said = None if is_out_of_memory(error) else self._farewell.heard()
-            if said is None and (isinstance(error, RankError) or not is_out_of_memory(error)):
+            if isinstance(error, RankError) or not is_out_of_memory(error):
                 raise
             reason, outside = brief(error), True
-        # Out here the error is gone, and what its traceback held: tensors, and the connections between the ranks.
+        # Out here the error is gone, and the tensors that its traceback held.
         if reason:
             options.clear()
-        if said is not None:
-            self._farewell.follow(self._let_go)
-            raise RankError(said)
         if outside:
             self._end_outside(reason)
         if reason:
@@ -130,14 +120,12 @@ class RecoveringTrainer(GuardedTrainer):
         assert self.session is not None
         state, before = self.session.state, self.session.state.settings
         if self.args.world_size > 1:
-            said = (
+            raise OutOfMemoryError(
                 f"out of memory in step {state.step + 1} with {before.batch_size} samples per device ({reason}). A "
                 "step of several processes cannot be repeated, as they meet in it: resume from the last checkpoint "
                 f"with a smaller per_device_train_batch_size ({max(1, before.batch_size // 2)}) and more "
-                "gradient_accumulation_steps, or let adjust_batch_size measure what fits"
+                "gradient_accumulation_steps, or let adjust_batch_size measure what fits."
             )
-            self._farewell.leave(said, self._let_go)
-            raise OutOfMemoryError(f"rank {self.args.process_index}: {said}.")
         self._go_back()
         if before.batch_size == 1:
             self._end(reason)
@@ -159,10 +147,9 @@ class RecoveringTrainer(GuardedTrainer):
 
     def _let_go(self) -> None:
         """Drop what holds a process group. The run cannot go on after it."""
-        assert self.session is not None
         self.model_wrapped = self.model
         self.accelerator.free_memory()
-        self.session.consensus.close()
+        self._consensus.close()
 
     def _go_back(self) -> None:
         """Undo what forward and backward of the running step have done."""
@@ -211,7 +198,6 @@ class RecoveringTrainer(GuardedTrainer):
             "evaluation": f"out of memory after step {step}, in an evaluation or in saving ({reason}): lower "
             "per_device_eval_batch_size, or set eval_accumulation_steps",
         }[self._doing]
-        self._farewell.leave(what, self._let_go)
         raise OutOfMemoryError(f"{what}. Resume from the last checkpoint by --resume_from_checkpoint true.")
 
     # ---- Trial steps -----------------------------------------------------------------------------------------------
@@ -222,7 +208,7 @@ class RecoveringTrainer(GuardedTrainer):
         dataset, collate = self._samples()
         self.current_gradient_accumulation_steps = 1  # read where the number of tokens is not given; set at every step
         return StepProbe(
-            self.accelerator.unwrap_model(self.model, keep_torch_compile=False),
+            self.bare_model,
             super().training_step,
             samples=self.course.fewest_samples(self.session.state.stage_index) // self.args.world_size,
             longest=longest_samples(dataset),

@@ -22,10 +22,11 @@ from transformers.trainer_utils import has_length
 from morphing_trainer.data.cursor import CursorBatchSampler
 from morphing_trainer.data.feeding import first_samples, segment_loader
 from morphing_trainer.data.loading import QuietLoader
-from morphing_trainer.engine import groups_of
+from morphing_trainer.engine import groups_of, states_by_name
 from morphing_trainer.errors import DataError
 from morphing_trainer.layers.recovering import RecoveringTrainer
 from morphing_trainer.run.applying import CurrentModel, bare_optimizer
+from morphing_trainer.run.digest import agree
 from morphing_trainer.run.learning_rate import STATEFUL, make_scheduler, scale_peaks
 from morphing_trainer.run.state import RunState
 
@@ -44,6 +45,10 @@ class SegmentedTrainer(RecoveringTrainer):
 
     def _enter_stage(self) -> None:
         """Begin the next stage of the plan."""
+        raise NotImplementedError
+
+    def _arrived(self, trial: Any) -> None:
+        """The run goes on from a checkpoint, all of which is in its place."""
         raise NotImplementedError
 
     def _fresh_state(self) -> RunState:
@@ -166,6 +171,7 @@ class SegmentedTrainer(RecoveringTrainer):
         assert self.session is not None
         self._scheduler_state = {}
         super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        self.model = self.bare_model  # under FSDP2 the inherited method keeps what the compiler has wrapped
         state = self.session.state
         if not state.groups:
             state.groups = groups_of(self.model, bare_optimizer(self), state.spec, self._usual_groups())
@@ -175,11 +181,14 @@ class SegmentedTrainer(RecoveringTrainer):
         """Wrap a new model and optimizer with Accelerate, the learning-rate schedule taken up where it stood."""
         self._scheduler_state = scheduler_state
         super()._prepare_for_training(self.state.max_steps, self.callback_handler.train_dataloader, None)
+        self.model = self.bare_model
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None or self.session is None:
             return
+        states = states_by_name(self.bare_model, bare_optimizer(self))
+        agree(self.session.consensus, (), states, f"the optimizer of {checkpoint}")
         scale_peaks(self.optimizer, self._saved_rate, self.session.state.settings.learning_rate)
         if not self._is_stateful and not self._custom_scheduler:
             self.lr_scheduler = self._scheduler_at(self.lr_scheduler.last_epoch)
@@ -205,6 +214,7 @@ class SegmentedTrainer(RecoveringTrainer):
         session, state = self.session, self.session.state
         if epoch == epochs_trained and resume_from_checkpoint is not None:
             self._load_rng_state(resume_from_checkpoint)
+            self._arrived(trial)
         elif state.step == 0 and not state.executed:
             session.begin()
         if epoch != state.rounds:
@@ -232,20 +242,22 @@ class SegmentedTrainer(RecoveringTrainer):
                     self._apply_due(trial, ignore_keys_for_eval)
                 continue
             self.control.should_epoch_stop = False
-            super()._run_epoch(
-                model=self.model_wrapped,
-                epoch=epoch,
-                train_dataloader=loader,
-                steps_in_epoch=len(sampler),
-                num_update_steps_per_epoch=sampler.layout.steps,
-                trial=trial,
-                ignore_keys_for_eval=ignore_keys_for_eval,
-                start_time=start_time,
-                resume_from_checkpoint=None,
-                epochs_trained=epochs_trained,
-                steps_trained_in_current_epoch=0,
-            )
-            loader.end()  # a loader left in the middle would stay registered with accelerate
+            try:
+                super()._run_epoch(
+                    model=self.model_wrapped,
+                    epoch=epoch,
+                    train_dataloader=loader,
+                    steps_in_epoch=len(sampler),
+                    num_update_steps_per_epoch=sampler.layout.steps,
+                    trial=trial,
+                    ignore_keys_for_eval=ignore_keys_for_eval,
+                    start_time=start_time,
+                    resume_from_checkpoint=None,
+                    epochs_trained=epochs_trained,
+                    steps_trained_in_current_epoch=0,
+                )
+            finally:
+                loader.end()  # a loader left in the middle would stay registered with accelerate
             if self._repeats:  # the step ran out of memory and comes again, in smaller batches
                 continue
             if self.control.should_training_stop or not session.due or session.epoch_over or state.stage_over:

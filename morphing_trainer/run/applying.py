@@ -27,6 +27,7 @@ from morphing_trainer.engine import (
 from morphing_trainer.lineage import Census, cut, transplant_states, transplant_weights
 from morphing_trainer.operations import ArchitectureOperation, Morph
 from morphing_trainer.planning import operation_rng
+from morphing_trainer.run.digest import agree
 from morphing_trainer.run.state import RunState
 from morphing_trainer.settings import Settings
 from morphing_trainer.sharding import ShardedMover, gathered, is_sharded, reshard
@@ -61,8 +62,12 @@ def enforce(settings: Settings, args: MorphingConfig) -> None:
 
 
 @contextmanager
-def restored_on_failure(trainer: Any) -> Iterator[None]:
-    """Leave model, optimizer and scheduler as they were if the block raises. Global random state stays in any case."""
+def restored_on_failure(trainer: Any, *, forking: bool = True) -> Iterator[None]:
+    """Leave model, optimizer and scheduler as they were if the block raises.
+
+    Args:
+        forking: what the block draws of the global random numbers is never drawn for the rest of the run.
+    """
     names = ("model", "model_wrapped", "optimizer", "lr_scheduler", "_created_lr_scheduler")
     before = {name: getattr(trainer, name) for name in names}
     prepared = ("_models", "_optimizers", "_schedulers", "_dataloaders")
@@ -70,7 +75,7 @@ def restored_on_failure(trainer: Any) -> Iterator[None]:
     handler = {name: getattr(trainer.callback_handler, name) for name in ("model", "optimizer", "lr_scheduler")}
     device = trainer.args.device
     try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else [], enabled=forking):
             yield
     except BaseException:
         for owner, values in ((trainer, before), (trainer.accelerator, lists), (trainer.callback_handler, handler)):
@@ -85,7 +90,7 @@ def transplant(trainer: Any, state: RunState, operation: ArchitectureOperation, 
     Raises:
         OperationError: if the operation does not fit; anything that raises leaves the trainer as it was.
     """
-    model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
+    model = trainer.bare_model
     with restored_on_failure(trainer):
         way = _transplant_sharded if is_sharded(model) else _transplant_whole
         grown = way(trainer, model, state, operation, index)
@@ -105,6 +110,8 @@ def _transplant_whole(
         failure = error
     trainer.session.consensus.settle(failure)
     assert grown is not None
+    # Before DDP is made, which would send rank 0's weights to the others and hide a difference.
+    agree(trainer.session.consensus, grown.model.named_parameters(), grown.states, _where(operation, state))
     _prepare(trainer, grown.model, rebuild_optimizer(optimizer, grown.model, grown.groups))
     install_states(grown.model, bare_optimizer(trainer), grown.states)
     return grown
@@ -135,15 +142,20 @@ def _transplant_sharded(
     )
     states, names = states_by_name(model, optimizer), optimizer_names(new, made)
     _prepare(trainer, new, made)
-    new = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
+    new = trainer.bare_model
     mover = ShardedMover(old, dict(new.named_parameters()), settle)
     own(new, morph.spec, transplant_weights(morph.lineage, old, mover))
     hand_on_marks(morph.lineage, old, new)
     _own_parameters(bare_optimizer(trainer), new, names)
     sizes = {name: parameter.numel() for name, parameter in new.named_parameters()}
     new_states, census = transplant_states(morph.lineage, states, sizes, morph.spec.untrained, mover)
+    agree(trainer.session.consensus, new.named_parameters(), new_states, _where(operation, state))
     install_states(new, bare_optimizer(trainer), new_states)
     return Grown(morph, new, groups, new_states, census)
+
+
+def _where(operation: ArchitectureOperation, state: RunState) -> str:
+    return f"after {operation.name} at step {state.step}"
 
 
 def _prepare(trainer: Any, model: PreTrainedModel, optimizer: Optimizer) -> None:

@@ -13,6 +13,7 @@ from transformers.trainer_utils import IntervalStrategy
 from morphing_trainer.config import MorphingConfig
 from morphing_trainer.errors import ConfigError, DataError, Problem, ScheduleError, suggest
 from morphing_trainer.lineage import ModelSpec
+from morphing_trainer.operations import MeasuredOperation
 from morphing_trainer.operations.stages import AdvanceStage
 from morphing_trainer.reporting.records import Phase
 from morphing_trainer.run.course import Course, Length, TrainingStage
@@ -85,6 +86,7 @@ def check_devices(trainer: Trainer) -> None:
 
 
 def _check_fsdp(trainer: Trainer) -> None:
+    """Refuse what of FSDP cannot be morphed, and set what must be so."""
     plugin = trainer.accelerator.state.fsdp_plugin
     if plugin.fsdp_version != 2:
         raise ConfigError(
@@ -96,10 +98,12 @@ def _check_fsdp(trainer: Trainer) -> None:
             "FSDP: its own activation checkpointing renames parameters; leave fsdp_activation_checkpointing out and "
             "give --activation_checkpointing instead."
         )
+    # Compiled as a whole, a model would go past the hooks by which FSDP2 gathers the parameters of its blocks.
+    trainer.accelerator.state.dynamo_plugin.use_regional_compilation = True
 
 
-def check_schedule(schedule: Schedule, args: MorphingConfig, has_scheduler: bool) -> None:
-    """Refuse operations that this run's learning-rate schedule cannot carry out.
+def check_schedule(schedule: Schedule, args: MorphingConfig, has_scheduler: bool, sharded: bool) -> None:
+    """Refuse operations that this run's learning-rate schedule, or a model that FSDP2 divides, cannot carry out.
 
     Raises:
         ScheduleError: naming each.
@@ -114,6 +118,18 @@ def check_schedule(schedule: Schedule, args: MorphingConfig, has_scheduler: bool
             "optimizers: a learning-rate scheduler is bound to its optimizer and cannot follow a schedule; pass "
             "(optimizer, None) and choose the scheduler by lr_scheduler_type."
         )
+    if sharded:
+        problems = [
+            Problem(
+                schedule.where(index),
+                f"{entry.operation.name} tries batches out on one process at a time, and FSDP2 needs all of them for "
+                "every step; measure under DDP, and use set_batch_size here",
+            )
+            for index, entry in schedule.written()
+            if isinstance(entry.operation, MeasuredOperation)
+        ]
+        if problems:
+            raise ScheduleError(problems)
     kind = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
     if kind not in (*STATEFUL, "constant"):
         return
@@ -125,6 +141,25 @@ def check_schedule(schedule: Schedule, args: MorphingConfig, has_scheduler: bool
         for index, entry in schedule.written()
         if entry.operation.name in ("change_warmup_iters", "set_warmup_iters")
     ]
+    if problems:
+        raise ScheduleError(problems)
+
+
+def check_guards(schedule: Schedule, evaluated: Sequence[Any]) -> None:
+    """Refuse guards where nothing tells the loss.
+
+    Args:
+        evaluated: the stages of a plan, or the evaluation data of a run without one.
+
+    Raises:
+        ScheduleError: naming each.
+    """
+    without = [e for e in evaluated if (e.eval_dataset if isinstance(e, TrainingStage) else e) is None]
+    if not without:
+        return
+    of = f" of stage {without[0].name!r}" if isinstance(without[0], TrainingStage) else ""
+    what = f"there is no evaluation data{of} to judge the operation by; give eval_dataset, or leave the guard out"
+    problems = [Problem(schedule.where(index, "guard"), what) for index, entry in schedule.written() if entry.guard]
     if problems:
         raise ScheduleError(problems)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from morphing_trainer.reporting.log import close_run_log, open_run_log
 from morphing_trainer.reporting.plots import plot_losses
 from morphing_trainer.reporting.records import Record
 from morphing_trainer.run import journal
+from morphing_trainer.run.back import Return
 from morphing_trainer.run.bundle import Bundle
 from morphing_trainer.run.folder import JOURNAL, PLOT
 from morphing_trainer.run.resume import Override
@@ -36,23 +38,39 @@ class RunReports:
         self._main = main
         self._journal = journal.Journal(folder / JOURNAL if main else None)
 
-    def open(self) -> None:
+    def _open(self) -> None:
+        """The journal is there: a run's folder is known by it, so it comes before all else."""
         open_run_log(self._folder, main_process=self._main)
+        self._journal.hold()
 
     def started(self, state: RunState, schedule: Schedule, seed: int) -> None:
         facts = {"spec": state.spec.to_dict(), "settings": state.settings.to_dict(), "seed": seed}
         self._journal.write("start", 0, schedule=schedule.to_list(), **facts)
+        self._open()
 
     def resumed(self, state: RunState, bundle: Bundle, overrides: Sequence[Override]) -> None:
         """The journal goes on: in its folder, or from the checkpoint's copy where that was taken elsewhere."""
         events = journal.effective(bundle.events)
         self.records = journal.records(events)
         path = self._journal.path
-        if path is not None and not path.exists():
-            path.write_bytes((bundle.path / JOURNAL).read_bytes())
-        self._journal.write("resume", state.step, done=state.position.done, checkpoint=bundle.path.name)
+        fault = None if path is None else journal.go_on_from(bundle.path / JOURNAL, path)
+        guard = {} if state.guard is None else {"guard": state.guard.index}
+        self._journal.write("resume", state.step, done=state.position.done, checkpoint=bundle.path.name, **guard)
         for override in overrides:
             self._journal.write("override", state.step, name=override.name, before=override.before, now=override.now)
+        self._open()
+        if fault is not None:
+            _log.warning("%s", fault)
+
+    def went_back(self, state: RunState, bundle: Bundle, target: Return) -> None:
+        """The run goes on from one of its own checkpoints; `state` is that one's, and marked."""
+        self.records = journal.records(journal.effective(bundle.events))
+        done = min(int(bundle.state["position"]["done"]), target.facts.get("index", math.inf))
+        self._journal.write(target.event, state.step, done=done, checkpoint=bundle.path.name, **target.facts)
+
+    def restore(self) -> None:
+        """Bring the journal back if somebody has removed it."""
+        self._journal.restore()
 
     def operation(self, record: Record, entry: Entry, spec: ModelSpec) -> None:
         self.records.append(record)
@@ -85,4 +103,9 @@ class RunReports:
         except OSError as error:  # the run itself is over; its result must not be lost over a picture
             _log.warning("the picture %s could not be written: %s", self._folder / PLOT, error)
         finally:
-            close_run_log()
+            self.let_go()
+
+    def let_go(self) -> None:
+        """Close the files."""
+        self._journal.close()
+        close_run_log()

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig
 
+from morphing_trainer.checkpoint import verify
 from morphing_trainer.config import MorphingConfig
 from morphing_trainer.errors import CheckpointError
 from morphing_trainer.lineage import ModelSpec
 from morphing_trainer.memory.splitting import halved
 from morphing_trainer.operations import HyperparameterOperation, MeasuredOperation
-from morphing_trainer.run.bundle import Bundle
+from morphing_trainer.run.batches import Batches, split
+from morphing_trainer.run.bundle import REQUIRED, Bundle
 from morphing_trainer.run.course import Course, with_rate
+from morphing_trainer.run.digest import Part, facts
 from morphing_trainer.run.state import RunState
 from morphing_trainer.schedule import Position, Schedule, ahead
 from morphing_trainer.schedule_entry import Place
@@ -68,6 +72,10 @@ OPTIMIZER = (
 )
 """Arguments of the optimizer. Who begins with a new one may change them."""
 
+BATCH = frozenset({"per_device_train_batch_size", "gradient_accumulation_steps", "batch_size", "mini_batch_size"})
+"""Those by which one says how many samples a step has. Who changes none of them keeps the number, on any number of
+processes."""
+
 FIXED = (
     "seed",
     "data_seed",
@@ -113,6 +121,23 @@ def snapshot(args: MorphingConfig) -> dict[str, Any]:
     names = [entry.name for entry in fields(args) if entry.init and entry.name not in IRRELEVANT]
     more = {"step_samples": args.step_samples, "world_size": args.world_size}
     return {**{name: _plain(getattr(args, name)) for name in names}, **more}
+
+
+def alike(arguments: Mapping[str, Any], schedule: Schedule, course: Course, state: RunState) -> dict[Part, Any]:
+    """What has to be the same on all ranks where a run begins or goes on, its tensors aside.
+
+    Args:
+        arguments: `snapshot` of this run's arguments.
+    """
+    spec, position = state.spec.to_dict(), asdict(state.position)
+    return {
+        **facts("argument", {name: arguments[name] for name in (*FIXED, *OVERRIDABLE)}),
+        **facts("schedule", {f"entry {number}": entry for number, entry in enumerate(schedule.to_list())}),
+        **facts("stage", {stage.name: stage.facts() for stage in course.stages}),
+        **facts("setting", state.settings.to_dict()),
+        **facts("run", {"step": state.step, "end": state.end, "position": position, "cursor": state.cursor.state()}),
+        **facts("model", spec),
+    }
 
 
 def compare(
@@ -206,6 +231,37 @@ def check_model(bundle: Bundle, fresh: RunState, saved: RunState) -> None:
         )
 
 
+def check_guard(bundle: Bundle, state: RunState, run: Path, *, afresh: bool) -> None:
+    """See to it that a run whose guard is open has the state from before the operation at hand.
+
+    Args:
+        run: folder of the run.
+        afresh: the checkpoint's optimizer is left behind.
+
+    Raises:
+        CheckpointError: if it has not.
+    """
+    guard = state.guard
+    if guard is None:
+        return
+    place = f"resume from {bundle.path}: {guard.operation} of step {guard.step} is guarded to step {guard.deadline}"
+    if afresh:
+        raise CheckpointError(
+            f"{place}, and the run could not go back with another optimizer; leave out ignore_optimizer, or resume "
+            f"from {guard.checkpoint} or from a checkpoint behind step {guard.deadline}."
+        )
+    beside = [run / guard.checkpoint, bundle.path.parent / guard.checkpoint]
+    folder = next((each for each in beside if each.is_dir()), None)
+    if folder is None:
+        what = f"but {guard.checkpoint}, which it may go back to, is gone"
+        raise CheckpointError(f"{place}, {what}; resume from an earlier checkpoint.")
+    try:
+        verify(folder, REQUIRED)
+    except CheckpointError as error:
+        what = f"but what it may go back to is damaged ({error})"
+        raise CheckpointError(f"{place}, {what}; resume from an earlier checkpoint.") from error
+
+
 def _starting_point(spec: ModelSpec) -> dict[str, Any]:
     """What a model is made from, by the names of the arguments that say it."""
     facts: dict[str, Any] = {"n_layer": spec.layers, "n_inner": spec.mlp}
@@ -265,6 +321,8 @@ def replayed(state: RunState, initial: Settings, schedule: Schedule, course: Cou
             break
         entry = schedule.at(executed["index"])
         assert entry is not None
+        if executed.get("rolled_back"):
+            continue
         if isinstance(entry.operation, MeasuredOperation):
             if "measured" not in executed:
                 what = f"does not tell what {entry.operation.name} measured"
@@ -273,6 +331,35 @@ def replayed(state: RunState, initial: Settings, schedule: Schedule, course: Cou
         elif isinstance(entry.operation, HyperparameterOperation):
             settings = course.settled(entry.operation.update(settings, executed["step"]))
     return settings
+
+
+def batch_given(changed: set[str], before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether a resume asks for another number of samples in a step.
+
+    Args:
+        changed: names of the arguments that differ.
+        before, now: `snapshot` of the arguments. What `batch_size` comes to on each device is no argument of its own.
+    """
+    whole = before.get("batch_size") is not None and now["batch_size"] is not None
+    return bool(changed & ({"batch_size", "mini_batch_size"} if whole else BATCH))
+
+
+def divided_anew(settings: Settings, saved: Settings, processes_before: int, processes: int) -> Settings:
+    """The settings under which a step has as many samples as when the checkpoint was saved, on any number of processes.
+
+    Args:
+        settings: those of now; no micro-batch becomes larger than theirs.
+        saved: those of the checkpoint, of a run on `processes_before`.
+
+    Raises:
+        ConfigError: if there are more processes than samples in a step.
+    """
+    if processes == processes_before:
+        cut = Batches(saved.batch_size, saved.grad_accum, saved.step_samples)
+    else:
+        samples = saved.step_samples or saved.batch_size * saved.grad_accum * processes_before
+        cut = split(samples, settings.batch_size, processes)
+    return replace(settings, batch_size=cut.per_device, grad_accum=cut.grad_accum, step_samples=cut.step_samples)
 
 
 def _essence(entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from morphing_trainer.data.orders import Ints
 from morphing_trainer.reporting.records import Upcoming
 from morphing_trainer.run.consensus import Consensus
 from morphing_trainer.run.course import Course
+from morphing_trainer.run.guard import Guard, Verdict
 from morphing_trainer.run.signals import StopRequest
 from morphing_trainer.run.state import RunState
 from morphing_trainer.run.statistics import LossMeter, Totals
@@ -26,13 +27,22 @@ class Session:
 
     Args:
         averages_tokens: a rank's loss is divided by the tokens of all ranks, not by its own.
+        consensus: of the ranks, if they have one already.
     """
 
-    def __init__(self, schedule: Schedule, state: RunState, course: Course, *, averages_tokens: bool = True) -> None:
+    def __init__(
+        self,
+        schedule: Schedule,
+        state: RunState,
+        course: Course,
+        *,
+        averages_tokens: bool = True,
+        consensus: Consensus | None = None,
+    ) -> None:
         self.schedule = schedule
         self.state = state
         self.course = course
-        self.consensus = Consensus()
+        self.consensus = consensus or Consensus()
         self.stop = StopRequest()
         self.averages_tokens = averages_tokens
         self.meter = LossMeter(state.totals.get(state.stage_name, Totals()))
@@ -41,10 +51,24 @@ class Session:
         """Whether evaluations count; not during a re-evaluation that only shows what an operation did."""
         self.saves = True
         """Whether the last checkpoint that was due has been saved; a dead model's is not."""
+        self.writing = False
+        """Whether that is still being written; callbacks hear of it when it is there."""
+        self.is_written: Callable[[], bool] = lambda: False
+        """Asked at the end of every step: whether this rank has been writing a checkpoint and is done."""
+        self.written = False
+        """Whether any rank was done, at the end of the last step."""
         self.is_pressed: Callable[[], bool] = lambda: False
         """Asked at the end of every step: whether memory has become short for this rank."""
         self.pressed = False
         """Whether it has for any rank, at the end of the last step."""
+        self.what_is_bad: Callable[[], int] = lambda: 0
+        """Asked at the end of every step: what was not finite, as far as this rank knows by now; see `run.finite`."""
+        self.bad = 0
+        """The same of all ranks, at the end of the last step."""
+        self.last_chance = False
+        """Whether the evaluation that comes is the last one for the guard that is open."""
+        self.judged: tuple[Guard, Verdict] | None = None
+        """The guard that the last evaluation has closed, and how. A run whose guard failed must not go on."""
         self._sampler: CursorBatchSampler | None = None
         self._batches = self._fetched = self._samples = self._tokens = 0
         self._resumed_at = time.perf_counter()
@@ -92,8 +116,15 @@ class Session:
         # Rank 0 takes the other ranks' samples to be as long as its own, which packed blocks are.
         expected = state.tokens + (self._tokens * samples // self._samples if self._samples else 0)
         decision = self._ask(expected)
-        agreed = self.consensus.exchange(self.stop.signum is not None, decision, self._tokens, self.is_pressed())
-        self.pressed = agreed.pressed
+        agreed = self.consensus.exchange(
+            self.stop.signum is not None,
+            decision,
+            self._tokens,
+            self.is_pressed(),
+            self.is_written(),
+            self.what_is_bad(),
+        )
+        self.pressed, self.written, self.bad = agreed.pressed, agreed.written, agreed.bad
         state.tokens += agreed.tokens
         state.stage_tokens += agreed.tokens
         dropped = state.cursor.position - before - samples
@@ -132,13 +163,37 @@ class Session:
         """
         loss = self.consensus.loss(loss)
         self.state.loss, self.state.evaluated_at = loss, step
+        verdict = self._judge(step, loss)
+        if verdict is Verdict.FAILED:
+            return
         if not self.listening:
+            if verdict is Verdict.WELL:  # what was held back may be due by now
+                self.begin()
             return
         if rank_use is not None:
             self.state.rank_use = rank_use
         self.state.evaluations.append((step, loss))
         decision = self._ask(self.state.tokens, evaluating=True, analysing=rank_use is not None)
         self._decide(self.consensus.exchange(False, decision, 0).decision)
+
+    def _judge(self, step: int, loss: float) -> Verdict:
+        guard = self.state.guard
+        if guard is None:
+            return Verdict.OPEN
+        last = self.last_chance or self.state.stage_over or self.state.step >= self.state.end
+        verdict = guard.judged(step, loss, last=last)
+        if verdict is not Verdict.OPEN:
+            self.judged = guard, verdict
+        if verdict is Verdict.WELL:
+            self.state.guard = None
+        return verdict
+
+    @property
+    def wants_verdict(self) -> bool:
+        """Whether the guard that is open must be closed by an evaluation at this step."""
+        guard, state = self.state.guard, self.state
+        over = guard is not None and (state.step >= guard.deadline or state.stage_over or state.step >= state.end)
+        return over and self.judged is None
 
     def begin(self) -> None:
         """Ask the schedule before the first step of a run or stage: an operation may be due at once."""
@@ -165,15 +220,18 @@ class Session:
         entry = self.state.position.upcoming(self.schedule)
         if entry is None:
             return None
-        pending = self.state.position.pending
+        pending, guard = self.state.position.pending, self.state.guard
         progress = f"due: {pending}" if pending else entry.trigger.progress(self.state.clock())
+        if guard is not None:
+            progress += f", held back until {guard.operation} has worked out (by step {guard.deadline})"
         return Upcoming(entry.operation.name, entry.operation.value, progress)
 
-    def applied(self, measured: Mapping[str, float] | None = None) -> None:
+    def applied(self, measured: Mapping[str, float] | None = None, guard: Guard | None = None) -> None:
         """The pending operation has been applied.
 
         Args:
             measured: what it was decided by, if it is one that measures.
+            guard: of this operation, which is open from here on.
         """
         state = self.state
         entry = state.position.upcoming(self.schedule)
@@ -184,10 +242,11 @@ class Session:
         )
         state.position = state.position.applied(self.schedule, state.step)
         state.evaluations, state.rank_use = [], None
+        state.guard = guard
 
     def _ask(self, tokens: int, evaluating: bool = False, analysing: bool = False) -> str | None:
-        if self.due or self.state.position.upcoming(self.schedule) is None:
-            return None
+        if self.due or self.state.guard is not None or self.state.position.upcoming(self.schedule) is None:
+            return None  # while a guard is open, what becomes of the operation before is not known
         clock = replace(self.state.clock(evaluating=evaluating), tokens=tokens, analysing=analysing)
         return self.state.position.ask(self.schedule, clock)
 

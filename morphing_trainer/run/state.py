@@ -10,10 +10,11 @@ from typing import Any
 from morphing_trainer.data.cursor import Cursor
 from morphing_trainer.errors import CheckpointError, MorphError
 from morphing_trainer.lineage import ModelSpec
+from morphing_trainer.run.guard import BadSteps, Guard
 from morphing_trainer.run.patience import Patience
 from morphing_trainer.run.statistics import Totals
 from morphing_trainer.run.timing import Profile, read_profile
-from morphing_trainer.schedule import Position
+from morphing_trainer.schedule import Position, Schedule
 from morphing_trainer.settings import Settings
 from morphing_trainer.triggers import Clock
 
@@ -52,9 +53,12 @@ class RunState:
         ramp: the step at which the optimizer began without memory, and the steps in which its rate then rises.
         patience: what early stopping remembers.
         executed: the operations that were applied: `index` in the schedule, optimizer `step`, number of
-            the `stage`, and the `entry`; `measured`, if it is an operation that measures.
+            the `stage`, and the `entry`; `measured`, if it is an operation that measures. One that was undone by its
+            guard is among them, marked `rolled_back`; it had no effect.
         halvings: the steps that ran out of memory, after which batches were half as large: optimizer `step`, and how
             many operations had been `executed` before.
+        guard: that of the last operation, while it is not known whether it has worked out.
+        bad: steps whose loss or gradient was not finite.
     """
 
     spec: ModelSpec
@@ -86,6 +90,19 @@ class RunState:
     patience: Patience = field(default_factory=Patience)
     executed: list[dict[str, Any]] = field(default_factory=list)
     halvings: list[dict[str, int]] = field(default_factory=list)
+    guard: Guard | None = None
+    bad: BadSteps = field(default_factory=BadSteps)
+
+    def passed_over(self, schedule: Schedule, guard: Guard) -> None:
+        """Pass a guarded operation without effect, in the state from before it; nothing, if that has been noted."""
+        if self.position.done != guard.index:
+            return
+        entry = self.position.upcoming(schedule)
+        assert entry is not None
+        told = {"index": guard.index, "step": self.step, "stage": self.stage_index, "entry": entry.to_dict()}
+        self.executed.append({**told, "rolled_back": True})
+        self.position = self.position.applied(schedule, self.step)
+        self.evaluations, self.rank_use = [], None
 
     @property
     def stage_name(self) -> str:
@@ -186,6 +203,8 @@ class RunState:
             "patience": self.patience.to_dict(),
             "executed": self.executed,
             "halvings": self.halvings,
+            "guard": None if self.guard is None else self.guard.to_dict(),
+            "bad": self.bad.to_dict(),
         }
 
     @classmethod
@@ -230,9 +249,12 @@ class RunState:
                 executed=[
                     {"index": int(e["index"]), "step": int(e["step"]), "stage": int(e["stage"]), "entry": e["entry"]}
                     | ({"measured": _numbers(e["measured"])} if "measured" in e else {})
+                    | ({"rolled_back": True} if e.get("rolled_back") else {})
                     for e in data["executed"]
                 ],
                 halvings=[{"step": int(e["step"]), "executed": int(e["executed"])} for e in data["halvings"]],
+                guard=None if data.get("guard") is None else Guard.from_dict(data["guard"]),
+                bad=BadSteps.from_dict(data["bad"]) if "bad" in data else BadSteps(),
             )
         except MorphError:
             raise

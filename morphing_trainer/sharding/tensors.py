@@ -20,7 +20,10 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 def reshard(model: nn.Module) -> None:
-    """Let every process keep its own rows only. FSDP2 leaves some parameters whole after an evaluation."""
+    """Let every process keep its own rows only. FSDP2 leaves some parameters whole after an evaluation.
+
+    Ask for the parameters after this: the whole ones lose their memory.
+    """
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()

@@ -5,6 +5,7 @@ The processes are forked from a server that has the imports behind it, so starti
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing
 import os
@@ -19,12 +20,15 @@ from typing import Any, NoReturn
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 
 from morphing_trainer import LoraArguments, MorphingTrainer, add_adapters
-from morphing_trainer.layers import checkpointing
+from morphing_trainer.layers import saving
 from morphing_trainer.run import applying
+from morphing_trainer.sharding import reshard, whole
+from tests.sharded import sharded
 from tests.support import Tokens, losses, staged_data, tiny_model, trainer, weights
+from tests.trainer.spoiling import Spoils
 
 OUT_OF_MEMORY = torch.OutOfMemoryError(
     "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 23.68 GiB"
@@ -42,10 +46,13 @@ class Job:
         pause: seconds to sleep at the end of each step.
         signals: signal to raise in a rank during a step: (rank, step, signal number), any number of times.
         ignoring: the process is started with SIGINT and SIGTERM ignored, as a shell starts what is in its background.
+        sharded: several processes divide the model (FSDP2).
         lora: adapters that the model starts with.
         fails: (rank, what): this rank runs out of memory when it is to "grow", in the last micro-batch of a "step", or
-            in a "trial" of more than 8 samples; of disk when it is to "save" or "write".
+            in a "trial" of more than 8 samples; of disk when it is to "save" or "write", or to
+            "publish" step 8; or its disk does not answer ("stalls") at that step.
         pressed: (rank, step): memory is short for this rank at the end of this step.
+        spoils: (rank, steps, what): see `Spoils`.
     """
 
     folder: Path
@@ -58,8 +65,10 @@ class Job:
     pause: float = 0.0
     signals: list[tuple[int, int, int]] = field(default_factory=list)
     ignoring: bool = False
+    sharded: bool = False
     fails: tuple[int, str] | None = None
     pressed: tuple[int, int] | None = None
+    spoils: tuple[int, tuple[int, ...], str] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -125,12 +134,28 @@ def fail(error: Exception) -> Callable[..., NoReturn]:
     return failing
 
 
+def at_step_8(what: str) -> Callable[[Path, Path], None]:
+    """`publish`, but for the checkpoint of step 8: a full disk, or one that does not answer."""
+    publish = saving.publish
+
+    def failing(staging: Path, final: Path) -> None:
+        if final.name == "checkpoint-8":
+            if what == "publish":
+                raise OSError("no space left")
+            time.sleep(1000)
+        publish(staging, final)
+
+    return failing
+
+
 def run(job: Job, environment: Mapping[str, str]) -> None:
     """In the process: train, and leave losses and weights behind."""
     os.environ.update(environment)
     for signum, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
         signal.signal(signum, signal.SIG_IGN if job.ignoring else default)  # however the tests were started
     torch.set_num_threads(1)
+    if job.sharded and environment:
+        sharded()
     rank = int(environment.get("RANK", 0))
     job.results.mkdir(exist_ok=True)
     log = os.open(job.results / f"{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -142,7 +167,8 @@ def run(job: Job, environment: Mapping[str, str]) -> None:
     options = {"disable_tqdm": True, "save_total_limit": 100, **backend, **job.options}
     data = {"stages": staged_data()} if job.staged else {"data": Tokens(job.samples)}
     interferes = Interferes(job, rank)
-    made = trainer(job.folder, job.schedule, model, callbacks=[interferes], **data, **options)
+    spoils = [Spoils(job.spoils[1], what=job.spoils[2])] if job.spoils and job.spoils[0] == rank else []
+    made = trainer(job.folder, job.schedule, model, callbacks=[interferes, *spoils], **data, **options)
     interferes.trainer = made
     if job.fails == (rank, "grow"):
         applying.grow = fail(MemoryError("no memory left"))  # type: ignore[assignment]
@@ -151,20 +177,27 @@ def run(job: Job, environment: Mapping[str, str]) -> None:
     if job.fails == (rank, "trial"):
         made.model.transformer.h[-1].mlp.register_forward_pre_hook(RunsOut(8))
     if job.fails == (rank, "save"):
-        checkpointing.staging_folder = fail(OSError("no space left"))  # type: ignore[assignment]
+        saving.staging_folder = fail(OSError("no space left"))  # type: ignore[assignment]
     if job.fails == (rank, "write"):
-        Trainer._save_rng_state = fail(OSError("no space left"))  # type: ignore[method-assign]
+        saving.random_states = fail(OSError("no space left"))  # type: ignore[assignment]
+    if job.fails in ((rank, "publish"), (rank, "stalls")):
+        saving.publish = at_step_8(job.fails[1])
     resume = job.resume
     if resume == "if possible":
         resume = any(job.folder.glob("checkpoint-*"))
         made.args.overwrite_output_dir = not resume
     made.train(resume)
     (job.results / f"{rank}.json").write_text(json.dumps(losses(made)))
-    save_file(
-        {name: weight.contiguous() for name, weight in weights(made).items()}, job.results / f"{rank}.safetensors"
-    )
+    reshard(made.model)  # an evaluation may have been the last
+    found = {name: whole(weight) for name, weight in weights(made).items()}
+    save_file({name: weight.contiguous() for name, weight in found.items()}, job.results / f"{rank}.safetensors")
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def _begin(target: Callable[[Any, Mapping[str, str]], None], job: Any, environment: Mapping[str, str]) -> None:
+    gc.freeze()  # the many objects that the imports have made need not be looked through at every collection
+    target(job, environment)
 
 
 def server() -> ForkServerContext:
@@ -175,6 +208,11 @@ def server() -> ForkServerContext:
 
 def start(job: Job, processes: int = 1) -> list[ForkServerProcess]:
     """The ranks of a run, started as `torchrun` would."""
+    return started(run, job, processes)
+
+
+def started(target: Callable[[Any, Mapping[str, str]], None], job: Any, processes: int) -> list[ForkServerProcess]:
+    """`target(job, environment)` in so many processes, with the environment that `torchrun` gives each."""
     environments: list[dict[str, str]] = [{}]
     if processes > 1:
         with socket.socket() as free:
@@ -182,10 +220,10 @@ def start(job: Job, processes: int = 1) -> list[ForkServerProcess]:
             port = str(free.getsockname()[1])
         common = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         environments = [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
-    started = [server().Process(target=run, args=(job, environment)) for environment in environments]
-    for process in started:
+    found = [server().Process(target=_begin, args=(target, job, environment)) for environment in environments]
+    for process in found:
         process.start()
-    return started
+    return found
 
 
 def finish(started: list[ForkServerProcess], seconds: float = 120) -> list[int | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def picture(made: MorphingTrainer) -> dict[str, Any]:
         "flags": [parameter.requires_grad for parameter in made.model.parameters()],
         "training": made.model.training,
         "schedule": made.lr_scheduler.state_dict() | {"lr_lambdas": None},
-        "state": state.to_dict() | {"seconds": 0},
+        "state": copy.deepcopy(state.to_dict()) | {"seconds": 0},
         "executed": list(state.executed),
     }
 

@@ -117,8 +117,8 @@ def test_averaging_tokens_per_process_is_refused(tmp_path: Path) -> None:
     ("what", "said"),
     [
         ("grow", "MemoryError: no memory left"),
-        ("save", "OSError: no space left"),
-        ("write", "OSError: no space left"),
+        ("save", "StorageError: step 3: the checkpoint could not be saved"),
+        ("write", "StorageError: step 3: the checkpoint could not be saved"),
     ],
 )
 def test_a_failure_on_one_rank_stops_all_at_once(tmp_path: Path, what: str, said: str) -> None:

@@ -1,0 +1,123 @@
+"""The optimizer of a sharded model on disk: every process writes and reads its own rows, and any number of them can
+read what another number has written.
+
+A checkpoint then holds `optimizer.pt` as ever, but with the param groups and single numbers only, and beside it the
+folder `optimizer` with the moments, one safetensors file per process, by torch's distributed checkpoint. Its own format
+would keep the index as a pickle; safetensors are data only.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+
+from morphing_trainer.errors import CheckpointError
+from morphing_trainer.sharding.tensors import empty_share, share_of
+
+FOLDER = "optimizer"
+SHARDED = "sharded"
+"""Key in `optimizer.pt`: shape and type of every piece of state that lies in the folder."""
+
+Names = Sequence[Sequence[str]]
+"""Parameter names of each param group, in the order that the optimizer's `state_dict` numbers them."""
+
+
+def split(state: Mapping[str, Any], names: Names) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """An optimizer's `state_dict` as what goes into `optimizer.pt`, and the sharded pieces by parameter and key."""
+    flat = [name for group in names for name in group]
+    small: dict[int, dict[str, Any]] = {}
+    pieces: dict[str, Tensor] = {}
+    for number, entry in state["state"].items():
+        small[number] = {key: value for key, value in entry.items() if not isinstance(value, DTensor)}
+        pieces |= {f"{flat[number]}/{key}": value for key, value in entry.items() if isinstance(value, DTensor)}
+    facts = {name: [list(piece.shape), str(piece.dtype)] for name, piece in pieces.items()}
+    return {"state": small, "param_groups": state["param_groups"], SHARDED: facts}, pieces
+
+
+def write_pieces(folder: Path, pieces: Mapping[str, Tensor], process_group: Any = None) -> None:
+    """Write every process's rows of `pieces` into `folder`; all processes together."""
+    folder.mkdir(parents=True, exist_ok=True)
+    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    with _quietly():
+        save(dict(pieces), storage_writer=writer, process_group=process_group)
+
+
+def is_divided(saved: Mapping[str, Any]) -> bool:
+    """Whether what was read from an `optimizer.pt` has its moments in the folder beside it."""
+    return SHARDED in saved
+
+
+def load_state(folder: Path, optimizer: Optimizer, model: torch.nn.Module, names: Names) -> None:
+    """Load the optimizer of a checkpoint, sharded or not, into a sharded or whole one.
+
+    Args:
+        folder: the checkpoint.
+        names: of the parameters of `optimizer`, which are those of the checkpoint.
+
+    Raises:
+        CheckpointError: if it cannot be read, or does not fit.
+    """
+    path = folder / "optimizer.pt"
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        state = {int(number): dict(entry) for number, entry in saved["state"].items()}
+        if is_divided(saved):
+            _read_pieces(folder / FOLDER, saved[SHARDED], state, model, names)
+        else:
+            _divide(state, model, names)
+        optimizer.load_state_dict({"state": state, "param_groups": saved["param_groups"]})
+    except CheckpointError:
+        raise
+    except Exception as error:  # of torch, safetensors or the file system
+        raise CheckpointError(f"{path}: cannot be loaded ({error}); resume from another checkpoint.") from error
+
+
+def _divide(state: Mapping[int, dict[str, Any]], model: torch.nn.Module, names: Names) -> None:
+    """Keep the own rows of whole moments."""
+    parameters = dict(model.named_parameters())
+    for number, name in enumerate(name for group in names for name in group):
+        like = parameters[name]
+        for key, value in state.get(number, {}).items():
+            if isinstance(value, Tensor) and value.ndim and isinstance(like, DTensor):
+                state[number][key] = share_of(value.to(like.to_local().device), like)
+
+
+def _read_pieces(
+    folder: Path, facts: Mapping[str, Any], state: dict[int, dict[str, Any]], model: torch.nn.Module, names: Names
+) -> None:
+    numbers = {name: number for number, name in enumerate(name for group in names for name in group)}
+    parameters = dict(model.named_parameters())
+    targets: dict[str, Tensor] = {}
+    for piece, (shape, kind) in facts.items():
+        name, _, key = piece.rpartition("/")
+        like, dtype = parameters[name], getattr(torch, str(kind).removeprefix("torch."))
+        if list(like.shape) != list(shape) or not isinstance(dtype, torch.dtype):
+            raise CheckpointError(f"{folder}: {key} of {name} is of shape {shape}, expected {list(like.shape)}.")
+        if isinstance(like, DTensor):
+            targets[piece] = empty_share(like, dtype, like.to_local().device)
+        else:
+            targets[piece] = torch.empty(shape, dtype=dtype, device=like.device)
+        state.setdefault(numbers[name], {})[key] = targets[piece]
+    together = any(isinstance(target, DTensor) for target in targets.values())
+    with _quietly():
+        load(targets, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=not together)
+
+
+class _quietly(warnings.catch_warnings):
+    """Without what torch says of its own internals."""
+
+    def __enter__(self) -> Any:
+        entered = super().__enter__()
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\.distributed")
+        return entered
