@@ -209,7 +209,11 @@ def test_all_unknown_options_are_reported() -> None:
         ("seed", "4294967296", "must be below 2**32, is 4294967296"),
         ("eval_iters", "0", "must be at least 1, is 0"),
         ("output_dir", "''", "is empty; give a folder"),
-        ("deepspeed", "{}", "not supported; launch with DDP instead (accelerate_configs/ddp.yaml)"),
+        (
+            "deepspeed",
+            "{}",
+            "not supported; use FSDP2: accelerate launch --config_file accelerate_configs/fsdp2.yaml train.py ...",
+        ),
         ("lr_scheduler_kwargs", "cycles", "expected a mapping in a file, or JSON such as '{\"key\": 1}', got 'cycles'"),
         ("fsdp_config", "no/such.json", "there is no file 'no/such.json'; give JSON or the path of a JSON file"),
         ("accelerator_config", "{dispatch: 1}", "no such key 'dispatch'; did you mean 'dispatch_batches'?"),
