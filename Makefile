@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO_ARGS ?=
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test test-gpu lint bench clean
 
 setup: $(VENV)/.ready
 
@@ -22,6 +22,10 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# On a machine with a GPU: what the other tests cannot see.
+test-gpu: setup
+	$(BIN)/python -m pytest -m gpu
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2

@@ -87,7 +87,7 @@ def test_pressure_can_be_off(threshold: float | None) -> None:
     assert not Pressure(threshold).rises(100)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="reads the memory of a CUDA device")
+@pytest.mark.gpu
 def test_a_device() -> None:
     device = torch.device("cuda", 0)
     torch.cuda.reset_peak_memory_stats(device)

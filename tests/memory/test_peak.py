@@ -80,7 +80,7 @@ def test_what_an_optimizer_will_remember(
     assert state_bytes_ahead(torch.optim.SGD(model.parameters(), lr=0.1)) == 0
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="reads the memory of a CUDA device")
+@pytest.mark.gpu
 def test_on_a_device() -> None:
     device = torch.device("cuda", 0)
     total = torch.cuda.get_device_properties(device).total_memory
