@@ -41,7 +41,7 @@ def allow_on_cpu() -> None:
             self.distributed_type = DistributedType.FSDP
 
     init.shards_on_cpu = True  # type: ignore[attr-defined]
-    AcceleratorState.__init__ = init  # type: ignore[method-assign]
+    AcceleratorState.__init__ = init
 
 
 def sharded() -> None:
