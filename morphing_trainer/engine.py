@@ -201,6 +201,14 @@ def options_of(optimizer: Optimizer) -> dict[str, Any]:
     return {key: value for key, value in optimizer.defaults.items() if takes_any or key in accepted}
 
 
+def begins_with_state(kind: type[Optimizer], options: Mapping[str, Any]) -> bool:
+    """Whether an optimizer remembers something of its parameters before its first step, as Adagrad does."""
+    try:
+        return bool(kind([nn.Parameter(torch.zeros(2, 2))], **options).state)
+    except Exception:  # it needs more than a matrix
+        return False
+
+
 def states_without_rule(kind: type[Optimizer], options: Mapping[str, Any], device: torch.device) -> list[str]:
     """What an optimizer remembers of each entry that no rule carries to another shape, found by a step on a matrix."""
     matrix = nn.Parameter(torch.zeros(4, 3, device=device))

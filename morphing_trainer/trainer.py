@@ -46,8 +46,8 @@ from morphing_trainer.callback import MorphCallback, SegmentHandler
 from morphing_trainer.checkpoint import sweep
 from morphing_trainer.checkpoint.storage import refusal, storage_told
 from morphing_trainer.config import MorphingConfig
-from morphing_trainer.engine import options_of, rebuild_optimizer, states_without_rule
-from morphing_trainer.errors import CheckpointError, GuardError, MorphError, ScheduleError, StorageError
+from morphing_trainer.engine import begins_with_state, options_of, rebuild_optimizer, states_without_rule
+from morphing_trainer.errors import CheckpointError, ConfigError, GuardError, MorphError, ScheduleError, StorageError
 from morphing_trainer.layers.finite import LastWord
 from morphing_trainer.layers.operating import OperatingTrainer
 from morphing_trainer.lineage import ModelSpec
@@ -59,6 +59,7 @@ from morphing_trainer.run.alternatives import check_alternatives
 from morphing_trainer.run.applying import MUTABLE, bare_optimizer, enforce
 from morphing_trainer.run.back import GoingBack, Return
 from morphing_trainer.run.background import Background
+from morphing_trainer.run.before import bring, check_guard
 from morphing_trainer.run.beginning import (
     check_arguments,
     check_batch,
@@ -84,7 +85,6 @@ from morphing_trainer.run.resume import (
     Override,
     alike,
     batch_given,
-    check_guard,
     check_model,
     compare,
     divided_anew,
@@ -234,7 +234,13 @@ class MorphingTrainer(OperatingTrainer):
 
     def _begin_again(self, target: Return) -> Bundle:
         """Set everything up as one of the run's own checkpoints has it."""
-        bundle = read_bundle(target.folder)
+        try:
+            bundle = read_bundle(target.folder)
+        except CheckpointError as error:
+            raise GuardError(f"the run was to go back to {target.folder}, which is gone or damaged: {error}") from error
+        # What was still to be done after the step that is undone: a resumed run begins without it.
+        for name in ("should_log", "should_evaluate", "should_save", "should_epoch_stop", "should_training_stop"):
+            setattr(self.control, name, False)
         try:
             self._set_up(bundle, target)
         except ScheduleError as error:
@@ -338,6 +344,11 @@ class MorphingTrainer(OperatingTrainer):
         evaluates = str(getattr(self.args.eval_strategy, "value", self.args.eval_strategy)) != "no"
         kind, options = self._optimizer_class()
         unruled = states_without_rule(kind, options, self.args.device) if len(schedule) else []
+        if self.is_fsdp_enabled and begins_with_state(kind, options):
+            raise ConfigError(
+                f"optimizer: {kind.__name__} remembers something of the parameters before its first step, and FSDP2 "
+                "divides them after it is made; use an optimizer such as AdamW, SGD or RMSprop."
+            )
 
         def check(phase: Phase) -> None:
             check_batch(schedule, phase, self.course)
@@ -423,6 +434,8 @@ class MorphingTrainer(OperatingTrainer):
                     clear(self.run_folder)
                     self._reports.records.clear()
                 sweep(self.run_folder)
+                if bundle is not None and state.guard is not None:
+                    bring(state.guard, bundle.path.parent, self.run_folder)
             if bundle is None:
                 self._reports.started(state, self.schedule, self.args.seed)
             else:

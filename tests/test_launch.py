@@ -134,5 +134,7 @@ def test_the_first_fsdp_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_the_second_is_not(tmp_path: Path) -> None:
-    check_launched(None, True, {"version": 2}, {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"})
+    check_launched(None, True, {"version": 2}, {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "WORLD_SIZE": "2"})
+    with pytest.raises(ConfigError, match="one process"):
+        check_launched(None, True, {"version": 2}, {})
     check_launched(None, None, {"version": 1}, {"ACCELERATE_USE_FSDP": "false", "FSDP_VERSION": "1"})

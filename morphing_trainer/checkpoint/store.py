@@ -14,7 +14,7 @@ import logging
 import re
 import secrets
 import shutil
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from morphing_trainer.checkpoint.manifest import MANIFEST, sync_folder, verify
@@ -74,8 +74,12 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted(found, key=_step, reverse=True)
 
 
-def latest_valid(run: Path, required: Collection[str] = ()) -> Path | None:
+def latest_valid(
+    run: Path, required: Collection[str] = (), check: Callable[[Path], None] = lambda folder: None
+) -> Path | None:
     """The newest checkpoint that `verify` accepts; each newer one is logged as a warning that names its bad file.
+
+    One that `check` raises `CheckpointError` for is passed over, too.
 
     None if there is none: if `checkpoints(run)` is not empty then, all are damaged and starting over would be silent.
     """
@@ -85,6 +89,7 @@ def latest_valid(run: Path, required: Collection[str] = ()) -> Path | None:
     for checkpoint in checkpoints(run):
         try:
             verify(checkpoint, required)
+            check(checkpoint)
         except CheckpointError as error:
             _log.warning("checkpoint %s is damaged and is passed over: %s", checkpoint.name, error)
         else:

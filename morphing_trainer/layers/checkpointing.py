@@ -21,6 +21,7 @@ from morphing_trainer.errors import CheckpointError
 from morphing_trainer.layers.saving import SavingTrainer
 from morphing_trainer.lineage import ModelSpec
 from morphing_trainer.run.applying import bare_optimizer
+from morphing_trainer.run.before import check_open_guard
 from morphing_trainer.run.bundle import REQUIRED, WEIGHTS, Bundle, load_model, read_bundle
 from morphing_trainer.run.folder import AUTO
 from morphing_trainer.sharding.files import FOLDER as SHARES
@@ -48,7 +49,7 @@ class CheckpointingTrainer(SavingTrainer):
             return read_bundle(Path(resume))
         if found := checkpoints(self.run_folder):
             self._read_ahead(found[0])
-        path = latest_valid(self.run_folder, REQUIRED)
+        path = latest_valid(self.run_folder, REQUIRED, check_open_guard)
         if self._ahead is not None and self._ahead.folder != path:
             self._ahead = None
         if path is None and resume == AUTO and not checkpoints(self.run_folder):

@@ -74,7 +74,12 @@ class ExportingTrainer(ShardingTrainer):
             shutil.rmtree(old, ignore_errors=True)
             if folder.exists():
                 folder.rename(old)
-            written.rename(folder)
+            try:
+                written.rename(folder)
+            except OSError:
+                if old.exists():
+                    old.rename(folder)
+                raise
             shutil.rmtree(old, ignore_errors=True)
             _log.info("model saved in %s", folder)
 

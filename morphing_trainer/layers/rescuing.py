@@ -120,9 +120,10 @@ class RescuingTrainer(FiniteTrainer):
         """Too many updates in a row have been left out."""
         assert self.session is not None
         state = self.session.state
-        if state.bad.streak < self.args.nan_limit:
+        # On the way back to a bad step, those that are left out are known, and what they were is counted by returns.
+        if self.args.on_nan != "skip" or state.bad.streak < self.args.nan_limit:
             return
-        told = f"step {state.step}: the loss or gradient has been NaN or infinite {state.bad.streak} times in a row"
+        told = f"step {state.step}: the loss or gradient has been NaN or infinite in {state.bad.streak} steps in a row"
         if state.guard is not None:
             self._undo(state.guard, None, f"and {told}")
         self._end_bad(f"{told} (nan_limit)")

@@ -53,8 +53,11 @@ class ShardingTrainer(OptimizingTrainer):
         return dressed(ModelSpec.of(model), weights, like=model) if self.is_world_process_zero() else None
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As inherited; a sharded model is put together first."""
-        if not self.is_sharded:
+        """As inherited; a sharded model is put together first.
+
+        The inherited way writes nothing of a model under FSDP, nor of a whole one (the best of a run that has ended).
+        """
+        if not self.is_fsdp_enabled:
             super().save_model(output_dir, _internal_call)
             return
         model = self.whole_model()

@@ -27,7 +27,7 @@ from morphing_trainer.engine import (
 from morphing_trainer.lineage import Census, cut, transplant_states, transplant_weights
 from morphing_trainer.operations import ArchitectureOperation, Morph
 from morphing_trainer.planning import operation_rng
-from morphing_trainer.run.digest import agree
+from morphing_trainer.run.digest import agree, agree_on, parts_of_lineage
 from morphing_trainer.run.state import RunState
 from morphing_trainer.settings import Settings
 from morphing_trainer.sharding import ShardedMover, gathered, is_sharded, reshard
@@ -137,6 +137,8 @@ def _transplant_sharded(
         failure = error
     settle(failure)
     assert made is not None
+    # Of what they will hold, each has other rows: what these are computed from must be the same.
+    agree_on(trainer.session.consensus, lambda: parts_of_lineage(morph.lineage), _where(operation, state))
     morph = noting_loss(
         morph, gathered(old, [name for product in cut(morph.lineage) for name in (product.a, product.b)])
     )

@@ -50,6 +50,11 @@ def check_arguments(model: nn.Module | None, args: TrainingArguments | None) -> 
             f"train_sampling_strategy: {args.train_sampling_strategy!r} is not supported, because the order of the "
             "samples must not depend on the batch size; use 'random' or 'sequential'."
         )
+    if args.save_only_model and args.load_best_model_at_end:
+        raise ConfigError(
+            "save_only_model: does not go with load_best_model_at_end (or early_stopping_patience, which sets it): the "
+            "best model is rebuilt from a whole checkpoint; leave one of them out."
+        )
     for name in ("neftune_noise_alpha", "use_liger_kernel"):
         if getattr(args, name):
             raise ConfigError(

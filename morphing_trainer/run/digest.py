@@ -12,12 +12,14 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from morphing_trainer.lineage import Descent, Lineage
 from morphing_trainer.run.consensus import Consensus, RankError
 
 WEIGHT = "weight"
@@ -62,6 +64,18 @@ def parts_of(weights: Iterable[tuple[str, Tensor]], states: Mapping[str, Mapping
     """
     found: dict[Part, Any] = {Part(name, WEIGHT): weight for name, weight in weights}
     return found | {Part(name, key): value for name, state in states.items() for key, value in state.items()}
+
+
+def parts_of_lineage(lineage: Lineage) -> dict[Part, Any]:
+    """Where every parameter comes from, seeds of random draws included."""
+    found: dict[Part, Any] = {}
+    for name, origin in lineage.origins.items():
+        maps = origin.maps if isinstance(origin, Descent) else ()
+        found[Part(name, "origin")] = repr(replace(origin, maps=()) if isinstance(origin, Descent) else origin)
+        for entry in maps:
+            pieces = {"source": entry.source, "factors": entry.weight, "gradients": entry.grad}
+            found |= {Part(name, f"{what} along {entry.dim}"): piece for what, piece in pieces.items()}
+    return found
 
 
 def facts(what: str, values: Mapping[str, Any]) -> dict[Part, Any]:

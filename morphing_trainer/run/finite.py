@@ -14,7 +14,7 @@ LOSS, GRADIENT = 1, 1 << 16
 def what(code: int) -> str:
     """What a sum of `LOSS` and `GRADIENT` says, in words."""
     words = ["loss"] * bool(code % GRADIENT) + ["gradient"] * bool(code // GRADIENT)
-    return " and ".join(words)
+    return " or ".join(words)
 
 
 class Finite:

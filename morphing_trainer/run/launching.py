@@ -35,6 +35,8 @@ def check_launched(deepspeed: Any, fsdp: Any, fsdp_config: Any, environment: Map
             "fsdp_version: version 1 is not supported, because it flattens parameters; set fsdp_version: 2, as "
             f"accelerate_configs/fsdp2.yaml does ({FSDP2})."
         )
+    if fsdp and "WORLD_SIZE" not in environment:
+        raise ConfigError(f"fsdp: one process has nobody to divide the model with; launch several: {FSDP2}")
 
 
 _NO_DEEPSPEED = f"DeepSpeed is not supported. To divide model and optimizer among devices use FSDP2: {FSDP2}"

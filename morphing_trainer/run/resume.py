@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from enum import Enum
-from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig
 
-from morphing_trainer.checkpoint import verify
 from morphing_trainer.config import MorphingConfig
 from morphing_trainer.errors import CheckpointError
 from morphing_trainer.lineage import ModelSpec
 from morphing_trainer.memory.splitting import halved
 from morphing_trainer.operations import HyperparameterOperation, MeasuredOperation
 from morphing_trainer.run.batches import Batches, split
-from morphing_trainer.run.bundle import REQUIRED, Bundle
+from morphing_trainer.run.bundle import Bundle
 from morphing_trainer.run.course import Course, with_rate
 from morphing_trainer.run.digest import Part, facts
 from morphing_trainer.run.state import RunState
@@ -107,6 +105,10 @@ STRUCTURE = (
 """Fields of the model's config that no operation changes."""
 
 
+NOTES = frozenset({"architectures", "dtype", "torch_dtype", "transformers_version", "_name_or_path"})
+"""Fields of a model's config that say nothing of its shape or function."""
+
+
 @dataclass(frozen=True)
 class Override:
     """An argument (or the rest of the schedule) that differs from the one the checkpoint was saved under."""
@@ -130,6 +132,8 @@ def alike(arguments: Mapping[str, Any], schedule: Schedule, course: Course, stat
         arguments: `snapshot` of this run's arguments.
     """
     spec, position = state.spec.to_dict(), asdict(state.position)
+    # Whoever saves a model notes these in its config, which only one rank does.
+    spec["config"] = {name: value for name, value in spec["config"].items() if name not in NOTES}
     return {
         **facts("argument", {name: arguments[name] for name in (*FIXED, *OVERRIDABLE)}),
         **facts("schedule", {f"entry {number}": entry for number, entry in enumerate(schedule.to_list())}),
@@ -229,37 +233,6 @@ def check_model(bundle: Bundle, fresh: RunState, saved: RunState) -> None:
             f"resume from {bundle.path}: the run began with another model: {', '.join(changed)}. Start it with the "
             "same model arguments; the model as it has grown is taken from the checkpoint."
         )
-
-
-def check_guard(bundle: Bundle, state: RunState, run: Path, *, afresh: bool) -> None:
-    """See to it that a run whose guard is open has the state from before the operation at hand.
-
-    Args:
-        run: folder of the run.
-        afresh: the checkpoint's optimizer is left behind.
-
-    Raises:
-        CheckpointError: if it has not.
-    """
-    guard = state.guard
-    if guard is None:
-        return
-    place = f"resume from {bundle.path}: {guard.operation} of step {guard.step} is guarded to step {guard.deadline}"
-    if afresh:
-        raise CheckpointError(
-            f"{place}, and the run could not go back with another optimizer; leave out ignore_optimizer, or resume "
-            f"from {guard.checkpoint} or from a checkpoint behind step {guard.deadline}."
-        )
-    beside = [run / guard.checkpoint, bundle.path.parent / guard.checkpoint]
-    folder = next((each for each in beside if each.is_dir()), None)
-    if folder is None:
-        what = f"but {guard.checkpoint}, which it may go back to, is gone"
-        raise CheckpointError(f"{place}, {what}; resume from an earlier checkpoint.")
-    try:
-        verify(folder, REQUIRED)
-    except CheckpointError as error:
-        what = f"but what it may go back to is damaged ({error})"
-        raise CheckpointError(f"{place}, {what}; resume from an earlier checkpoint.") from error
 
 
 def _starting_point(spec: ModelSpec) -> dict[str, Any]:

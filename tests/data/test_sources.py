@@ -213,7 +213,7 @@ def test_arguments_that_cannot_work(arguments: dict[str, Any], message: str) -> 
         ("a.parquet", b"", "is empty"),
         ("a.csv", "text\n", r"no rows can be read from it as \.csv \(.*\)\. Correct"),
         ("a.jsonl", '{"text": "a"}\n{"text": ', r"no rows can be read from it as \.jsonl \(.*\)\. Correct"),
-        ("a.json", "no json", r"no rows can be read from it as \.json "),
+        ("a.json", "no json", r"a\.json': begins with neither an object nor a list"),
         ("a.parquet", b"no parquet", r"no rows can be read from it as \.parquet "),
         ("a.jsonl", '{"txet": "a", "id": 1}', "has no column 'text'; did you mean 'txet'.*its columns: txet, id"),
         ("a.jsonl", '{"text": 5}', "column 'text' holds int64, not text"),

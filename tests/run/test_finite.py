@@ -34,7 +34,7 @@ def test_on_the_cpu_at_once(value: float) -> None:
 def test_of_many_ranks() -> None:
     assert what(LOSS * 5000) == "loss"
     assert what(GRADIENT * 5000) == "gradient"
-    assert what(LOSS * 3 + GRADIENT * 5000) == "loss and gradient"
+    assert what(LOSS * 3 + GRADIENT * 5000) == "loss or gradient"
     assert what(0) == ""
 
 

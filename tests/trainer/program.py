@@ -47,10 +47,11 @@ class Job:
         signals: signal to raise in a rank during a step: (rank, step, signal number), any number of times.
         ignoring: the process is started with SIGINT and SIGTERM ignored, as a shell starts what is in its background.
         sharded: several processes divide the model (FSDP2).
+        saves: at the end the model is saved as `<folder>/model`, as train.py does.
         lora: adapters that the model starts with.
         fails: (rank, what): this rank runs out of memory when it is to "grow", in the last micro-batch of a "step", or
             in a "trial" of more than 8 samples; of disk when it is to "save" or "write", or to
-            "publish" step 8; or its disk does not answer ("stalls") at that step.
+            "publish" step 8; or its disk does not answer ("stalls") at that step. Under "draw" it draws other numbers.
         pressed: (rank, step): memory is short for this rank at the end of this step.
         spoils: (rank, steps, what): see `Spoils`.
     """
@@ -66,6 +67,7 @@ class Job:
     signals: list[tuple[int, int, int]] = field(default_factory=list)
     ignoring: bool = False
     sharded: bool = False
+    saves: bool = False
     fails: tuple[int, str] | None = None
     pressed: tuple[int, int] | None = None
     spoils: tuple[int, tuple[int, ...], str] | None = None
@@ -172,6 +174,9 @@ def run(job: Job, environment: Mapping[str, str]) -> None:
     interferes.trainer = made
     if job.fails == (rank, "grow"):
         applying.grow = fail(MemoryError("no memory left"))  # type: ignore[assignment]
+    if job.fails == (rank, "draw"):
+        draws = applying.operation_rng
+        applying.operation_rng = lambda seed, index: draws(seed + 1, index)  # type: ignore[assignment]
     if job.fails == (rank, "step"):
         made.model.transformer.h[-1].mlp.register_forward_pre_hook(RunsOut(1, 7))
     if job.fails == (rank, "trial"):
@@ -188,6 +193,8 @@ def run(job: Job, environment: Mapping[str, str]) -> None:
         made.args.overwrite_output_dir = not resume
     made.train(resume)
     (job.results / f"{rank}.json").write_text(json.dumps(losses(made)))
+    if job.saves:
+        made.save_whole(job.folder / "model")
     reshard(made.model)  # an evaluation may have been the last
     found = {name: whole(weight) for name, weight in weights(made).items()}
     save_file({name: weight.contiguous() for name, weight in found.items()}, job.results / f"{rank}.safetensors")

@@ -341,7 +341,8 @@ def test_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("harm", ["gone", "damaged"])
-def test_resumed_without_what_it_may_go_back_to(tmp_path: Path, harm: str) -> None:
+def test_resumed_without_what_it_may_go_back_to(tmp_path: Path, whole: MorphingTrainer, harm: str) -> None:
+    """By path that is an error; `True` takes a checkpoint from before the guard."""
     with pytest.raises(Killed):
         run(tmp_path, SWEEP, callbacks=[Dies(7)])
     if harm == "gone":
@@ -349,7 +350,8 @@ def test_resumed_without_what_it_may_go_back_to(tmp_path: Path, harm: str) -> No
     else:
         (tmp_path / "checkpoint-5" / "optimizer.pt").write_bytes(b"")
     with pytest.raises(CheckpointError, match=f"checkpoint-5.*{harm}|{harm}.*checkpoint-5"):
-        make(tmp_path, SWEEP).train(True)
+        make(tmp_path, SWEEP).train(str(tmp_path / "checkpoint-7"))
+    assert_same_run(run(tmp_path, SWEEP, True), whole)
 
 
 def test_resumed_in_another_folder(tmp_path: Path, whole: MorphingTrainer) -> None:
@@ -361,6 +363,15 @@ def test_resumed_in_another_folder(tmp_path: Path, whole: MorphingTrainer) -> No
     assert_same_run(made, whole)
     assert [path.name for path in checkpoints(tmp_path / "old")] == before
     assert checkpoints(tmp_path / "new")[-1].name == "checkpoint-5"
+
+
+def test_resumed_in_another_folder_and_killed_there(tmp_path: Path, whole: MorphingTrainer) -> None:
+    with pytest.raises(Killed):
+        run(tmp_path / "old", SWEEP, callbacks=[Dies(7)])
+    with pytest.raises(Killed):
+        run(tmp_path / "new", SWEEP, str(tmp_path / "old" / "checkpoint-7"), callbacks=[Dies(8)])
+    shutil.rmtree(tmp_path / "old")
+    assert_same_run(run(tmp_path / "new", SWEEP, True), whole)
 
 
 def test_a_repeated_guard(tmp_path: Path) -> None:

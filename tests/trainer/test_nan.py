@@ -343,3 +343,19 @@ def test_ranks_skip_and_go_back_together(tmp_path: Path) -> None:
         assert [event["step"] for event in events(made.folder, "skipped_step")] == [4]
     assert same(runs[0].weights(), runs[1].weights())
     assert len(events(runs[1].folder, "returned")) == 1
+
+
+def test_going_back_to_the_end_of_an_epoch(tmp_path: Path) -> None:
+    """What was due at the bad step, the first of an epoch, is not done at the last one of the epoch before."""
+    options = {"data": Tokens(31), "eval_steps": 1, "max_steps": 12}
+    left_out, gone_back = (
+        run(tmp_path / way, (), callbacks=[Spoils([9], what="told")], on_nan=way, **options)
+        for way in ("skip", "rollback")
+    )
+    assert_same_run(left_out, gone_back)
+
+
+def test_one_bad_step_is_within_a_limit_of_one(tmp_path: Path) -> None:
+    """Under `rollback` the limit counts how often the run goes back to one checkpoint."""
+    options = {"on_nan": "rollback", "nan_limit": 1, "callbacks": [Spoils([5])]}
+    assert run(tmp_path / "run", (), **options).state.global_step == 10

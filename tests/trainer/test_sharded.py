@@ -6,6 +6,8 @@ Losses and weights of both differ by rounding only: sums over the processes are 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from morphing_trainer import LoraArguments
 from morphing_trainer.run.journal import effective, read_journal
 from tests.support import same
 from tests.trainer.common import entry
-from tests.trainer.program import Job, complete
+from tests.trainer.program import Job, complete, finish, start
 
 GROWTH = [
     entry("stack_layers", 2, 2),
@@ -89,10 +91,11 @@ def test_the_same_as_ddp(schedule: Any, lora: LoraArguments, tmp_path: Path) -> 
 
 
 @WAYS
-def test_resumed_at_every_third_step_to_the_bit(schedule: Any, lora: LoraArguments, tmp_path: Path) -> None:
+@pytest.mark.parametrize("steps", [(5, 11), pytest.param(range(1, 15), marks=pytest.mark.long)], ids=["two", "all"])
+def test_resumed_to_the_bit(schedule: Any, lora: LoraArguments, steps: Sequence[int], tmp_path: Path) -> None:
     drops = {"dropout": 0.1, "options": EVERY_STEP}
     whole = complete(job(tmp_path / "whole", schedule, lora, **drops), processes=2)
-    for step in (2, 5, 8, 11, 14):
+    for step in steps:
         resume = str(whole.folder / f"checkpoint-{step}")
         resumed = complete(job(tmp_path / f"{step}", schedule, lora, resume=resume, dropout=0.1), processes=2)
         assert same(resumed.weights(), whole.weights())
@@ -100,7 +103,14 @@ def test_resumed_at_every_third_step_to_the_bit(schedule: Any, lora: LoraArgumen
 
 
 @pytest.mark.parametrize(
-    ("before", "after"), [((2, True), (1, False)), ((1, False), (2, True)), ((2, True), (2, False))]
+    ("before", "after"),
+    [
+        ((2, True), (1, False)),
+        pytest.param((1, False), (2, True), marks=pytest.mark.long),
+        pytest.param((2, True), (2, False), marks=pytest.mark.long),
+        pytest.param((2, True), (4, True), marks=pytest.mark.long),
+        pytest.param((4, True), (2, True), marks=pytest.mark.long),
+    ],
 )
 def test_a_checkpoint_serves_any_number_of_processes(
     before: tuple[int, bool], after: tuple[int, bool], tmp_path: Path
@@ -118,3 +128,33 @@ def test_a_checkpoint_serves_any_number_of_processes(
     assert resumed.losses() == pytest.approx(whole.losses(), rel=1e-5)
     for name, weight in whole.weights().items():
         torch.testing.assert_close(resumed.weights()[name], weight, rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("best", [False, True], ids=["last", "best"])
+def test_the_trained_model_is_saved(best: bool, tmp_path: Path) -> None:
+    """The best one is whole when the run has ended; an earlier model there is replaced."""
+    options = {"max_steps": 6, "eval_steps": 3, "save_strategy": "steps", "save_steps": 3}
+    options |= {"load_best_model_at_end": best, "metric_for_best_model": "loss"}
+    done = job(tmp_path / "run", GROWTH[:1], LoraArguments(), saves=True, options=options)
+    complete(done, processes=2)
+    complete(replace(done, options={**done.options, "overwrite_output_dir": True}), processes=2)
+    saved = load_file(done.folder / "model" / "model.safetensors")
+    for name, weight in done.weights().items():
+        torch.testing.assert_close(saved[name], weight, rtol=0, atol=0)
+    assert not list(done.folder.glob(".model-*"))
+
+
+def test_ranks_that_draw_other_numbers_stop(tmp_path: Path) -> None:
+    """Each has other rows of the new model, so what they are computed from is compared."""
+    noisy = job(tmp_path / "run", [entry("widen_mlp", 2, 2, noise=0.1)], LoraArguments(), fails=(1, "draw"))
+    assert all(code not in (0, None) for code in finish(start(noisy, 2)))
+    said = (noisy.results / "0.log").read_text()
+    assert "after widen_mlp at step 2: the ranks differ in" in said
+
+
+def test_an_optimizer_that_begins_with_a_memory_is_refused(tmp_path: Path) -> None:
+    refused = job(tmp_path / "run", [], LoraArguments(), options={"optim": "adagrad"})
+    assert finish(start(refused, 2)) == [1, 1]
+    assert (
+        "Adagrad remembers something of the parameters before its first step" in (refused.results / "0.log").read_text()
+    )
