@@ -188,7 +188,7 @@ deleted: after a change of the schedule, a resume goes on from before the operat
   (under `on_nan: skip` when `nan_limit` is reached).
 - Evaluations that are made for the guard alone fire no trigger, count for no early stopping, and draw no random number.
 - A run that goes back does so in the same process: callbacks see `on_train_begin` again. If the state from before is
-  damaged or gone by then, the run ends and says so; a resume by `true` then takes a checkpoint from before the operation.
+  damaged or gone by then, the run ends and says so; a resume by `true` takes a checkpoint from before the operation.
 - `otherwise: stop` in a loop of resumes fails again each time, as long as the schedule is the same.
 - A run that is resumed right at its own end does not judge a guard that is still open there.
 - Every operation may be guarded but `advance_stage`. A schedule whose later entries need a guarded operation that may

@@ -52,6 +52,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: if it cannot be read.
     """
+    if path.exists() and not path.is_file():  # to open a pipe waits for ever, and the whole process with it
+        raise CheckpointError(f"{path}: is not a regular file; resume from an earlier one.")
     try:
         return {name: tensor.clone() for name, tensor in load_file(path).items()}  # which maps the file
     except (OSError, SafetensorError) as error:

@@ -60,6 +60,8 @@ def _check_archive(path: Path) -> None:
 
     `torch.load` itself compares the size of a tensor with that of its record.
     """
+    if path.exists() and not path.is_file():  # to open a pipe waits for ever
+        raise ValueError("it is not a regular file")
     with zipfile.ZipFile(path) as archive:
         records = archive.infolist()
         names = [record.filename for record in records]

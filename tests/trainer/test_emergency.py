@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import TrainerCallback
 
 from morphing_trainer import MorphingTrainer
 from morphing_trainer.checkpoint.store import checkpoints
+from morphing_trainer.errors import NotFiniteError
 from morphing_trainer.layers import saving
 from morphing_trainer.memory.monitor import Monitor, Usage
 from morphing_trainer.memory.system import Amount
@@ -159,11 +161,19 @@ def test_a_full_disk_does_not_end_the_run(
     assert re.search(r"an emergency checkpoint could not be saved: .*\(no space left\)", caplog.text)
 
 
+class Dies(TrainerCallback):
+    """The model dies at the end of a step, when its loss has been seen."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        if state.global_step == 3:
+            with torch.no_grad():
+                model.transformer.wpe.weight[0, 0] = float("nan")
+
+
 def test_a_dead_model_is_not_saved(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run = make(tmp_path, 10, 10, 99)
-    with torch.no_grad():
-        run.model.transformer.wpe.weight[0, 0] = float("nan")
-    with caplog.at_level(logging.WARNING):
+    run.add_callback(Dies())
+    with caplog.at_level(logging.WARNING), pytest.raises(NotFiniteError, match="step 4: the loss"):
         run.train()
     assert saved(run) == []
     assert emergencies(run) == []
