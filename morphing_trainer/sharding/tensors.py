@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -76,11 +75,6 @@ def whole(tensor: Tensor) -> Tensor:
     if local.device.type != device:  # offloaded; the processes meet on their devices
         tensor = as_shard(local.to(device), tensor)
     return tensor.full_tensor()
-
-
-def whole_bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of tensors as a whole."""
-    return sum(tensor.element_size() * math.prod(tensor.shape) for tensor in tensors)
 
 
 def gathered(tensors: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
