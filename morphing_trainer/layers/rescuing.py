@@ -120,8 +120,8 @@ class RescuingTrainer(FiniteTrainer):
         """Too many updates in a row have been left out."""
         assert self.session is not None
         state = self.session.state
-        # On the way back to a bad step, those that are left out are known, and what they were is counted by returns.
-        if self.args.on_nan != "skip" or state.bad.streak < self.args.nan_limit:
+        # After a return the bad step is left out, which is what was wanted: it is one too many only beyond the limit.
+        if state.bad.streak < self.args.nan_limit + (self.args.on_nan == "rollback"):
             return
         told = f"step {state.step}: the loss or gradient has been NaN or infinite in {state.bad.streak} steps in a row"
         if state.guard is not None:
