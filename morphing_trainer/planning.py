@@ -29,12 +29,12 @@ from morphing_trainer.triggers import (
     needs_analysis,
 )
 
-MOST_EFFORT = 4_000
+MOST_EFFORT = 20_000
 """How long the endless part of a schedule is played: an operation counts 1, a morph the model's number of parameter
 tensors. About a second; not measured in time, so that all ranks play alike."""
 
 MOST_WRITTEN = 400_000
-"""The same for what is written out, all of which has to be played: about two minutes. More than that is refused."""
+"""The same for what is written out, all of which has to be played: about twenty seconds. More than that is refused."""
 
 
 def operation_rng(seed: int, index: int) -> torch.Generator:
@@ -80,7 +80,7 @@ def play(
     phases = [_phase(position.done, None, None, "", spec, settings)]
     for index in range(position.done, len(schedule.entries)):
         if run.effort > MOST_WRITTEN:
-            what = "the operations up to here change so many tensors that checking them all would take minutes"
+            what = "the operations up to here change so many tensors that checking them all would take too long"
             problem = Problem(schedule.where(index), f"{what}; write fewer, or repeat them to the end")
             raise ScheduleError([*run.problems.values(), problem])
         if not schedule.entries[index].completed:

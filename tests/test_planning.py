@@ -400,14 +400,14 @@ def test_playing_an_endless_part_ends() -> None:
     assert MOST_EFFORT / effort < len(morphs.played) / 3 < MOST_EFFORT / effort * 1.1
 
 
-def test_more_than_can_be_checked_in_minutes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planning, "MOST_WRITTEN", 500)  # instead of minutes
+def test_more_than_can_be_checked_in_time_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "MOST_WRITTEN", 500)  # instead of twenty seconds
     lines = [entry("freeze_layer", "wpe"), entry("unfreeze_layer", "wpe")]
     assert len(plan(*lines * 5)) == 11
     assert len(plan(*[entry("change_lr", 0.999)] * 450)) == 451  # costs little
     (found,) = problems(*lines * 30)
     assert "entry 19" in found
-    assert "would take minutes; write fewer, or repeat them to the end" in found
+    assert "would take too long; write fewer, or repeat them to the end" in found
 
 
 def test_an_endless_part_from_its_middle() -> None:

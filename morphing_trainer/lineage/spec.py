@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import json
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
-from types import MappingProxyType
+from types import MappingProxyType, NoneType
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from huggingface_hub.errors import StrictDataclassError
 from peft import LoraConfig
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
 
 from morphing_trainer.architectures import ARCHITECTURES, BASE, Adapter, Architecture, adapter_of
 from morphing_trainer.errors import ModelError
@@ -30,6 +33,8 @@ _MOST = {
     "vocab_size": 2**27,
 }
 """More than any model has; a file that asks for more is not what it claims to be."""
+_SWITCHES = ("output_hidden_states", "output_attentions", "use_cache", "return_dict")
+"""Fields of a config that modules take for a yes or no, whatever is in them."""
 
 
 @lru_cache(maxsize=256)
@@ -248,10 +253,14 @@ class ModelSpec:
         return replace(self, adapter=adapters.canonical(sites, self.adapter, alpha), divisors=kept)
 
     def build(self, device: str | torch.device = "meta") -> PreTrainedModel:
-        """A model of this description with uninitialised or freshly initialised weights, `frozen` applied."""
-        with torch.device(device):
+        """A model of this description with uninitialised (meta) or freshly initialised weights, `frozen` applied."""
+        blank = torch.device(device).type == "meta"
+        # To draw random numbers for weights that are nowhere takes most of the time.
+        with torch.device(device), no_init_weights() if blank else nullcontext():
             model = AutoModelForCausalLM.from_config(copy.deepcopy(self.config))
             assert isinstance(model, PreTrainedModel)
+            if blank:
+                model.tie_weights()
             if self.adapter is not None:
                 adapters.inject(model, self.adapter, self.tied_modules)
         # What no module can tell, for `of`.
@@ -263,9 +272,18 @@ class ModelSpec:
 
     def expand(self, component: str) -> frozenset[str]:
         """Names of the parameters of one component (`attn.3`, `wte`); a tied parameter under its owner's name."""
-        prefixes = self.architecture.component_prefixes(component)
-        names = [*self.shapes, *self.tied]
-        return frozenset(self.tied.get(name, name) for name in names if name.startswith(prefixes))
+        found: list[str] = []
+        for prefix in self.architecture.component_prefixes(component):
+            first = at = bisect_left(self._sorted_names, prefix)
+            while at < len(self._sorted_names) and self._sorted_names[at].startswith(prefix):
+                at += 1
+            found += self._sorted_names[first:at]
+        return frozenset(self.tied.get(name, name) for name in found)
+
+    @cached_property
+    def _sorted_names(self) -> list[str]:
+        """Of all parameters, tied ones too: a deep model has many, and is asked for each of its parts."""
+        return sorted([*self.shapes, *self.tied])
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -306,12 +324,18 @@ class ModelSpec:
             value = getattr(self.config, name, None)
             if value is not None and (type(value) is not int or not 1 <= value <= most):
                 raise ModelError(f"model description: {name} must be a whole number from 1 to {most}, is {value!r:.50}")
+        for name in _SWITCHES:
+            if type(value := getattr(self.config, name, None)) not in (bool, NoneType):
+                raise ModelError(f"model description: {name} must be true or false, is {value!r:.50}")
         try:
             known = self.shapes.keys()
         except Exception as error:  # of whatever the modules raise for what their config says
             raise ModelError(f"model description: no model can be built of it ({error})") from error
         if strangers := self.frozen - known:
             raise ModelError(f"model description: {min(strangers)!r:.100} is frozen, but is no parameter of the model")
+        for module in self.sites:
+            if self.adapter_names(module).host not in known:
+                raise ModelError(f"model description: {module!r:.100} has an adapter, but is no module of the model")
         return self
 
     def facts(self) -> dict[str, int]:

@@ -63,13 +63,14 @@ def resolve(spec: ModelSpec, patterns: str | Iterable[str]) -> dict[str, frozens
     chosen: dict[str, frozenset[str]] = {}
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         if match := _RANGE.match(pattern):
-            wanted = [f"{match[1]}.{layer}" for layer in range(int(match[2]), int(match[3]) + 1)]
-            found = wanted if set(wanted) <= set(names) else []
+            first, last = int(match[2]), int(match[3])
+            there = {f"{match[1]}.{first}", f"{match[1]}.{last}"} <= set(names)  # and so is all that lies between
+            found = [f"{match[1]}.{layer}" for layer in range(first, last + 1)] if there else []
         else:
             found = fnmatch.filter(names, pattern)
         if not found:
             kind = pattern.partition(".")[0]
-            last = f"; it has {kind}.0 to {kind}.{spec.layers - 1}" if f"{kind}.0" in names else suggest(pattern, names)
-            raise OperationError(f"{pattern!r} names no component of this model with {spec.layers} layers{last}")
+            hint = f"; it has {kind}.0 to {kind}.{spec.layers - 1}" if f"{kind}.0" in names else suggest(pattern, names)
+            raise OperationError(f"{pattern!r} names no component of this model with {spec.layers} layers{hint}")
         chosen |= {name: spec.expand(name) for name in found}
     return chosen

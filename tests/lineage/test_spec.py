@@ -19,6 +19,8 @@ from transformers import (
 
 from morphing_trainer.errors import ModelError
 from morphing_trainer.lineage import ModelSpec
+from morphing_trainer.lora import add_adapters
+from morphing_trainer.lora_arguments import LoraArguments
 from tests.support import tiny_config, tiny_model
 
 
@@ -88,6 +90,30 @@ def test_written_down_and_read(changes: dict[str, Any]) -> None:
 )
 def test_what_is_no_description_is_refused(data: dict[str, Any]) -> None:
     with pytest.raises(ModelError, match="model description"):
+        ModelSpec.from_dict(data)
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "what"),
+    [
+        ("adapter", {"*": 2}, r"'\*' has an adapter, but is no module of the model"),
+        ("adapter", {"transformer.h.7.attn.c_attn": 2}, "h.7.attn.c_attn' has an adapter, but is no module"),
+        ("frozen", ["transformer.h.7.attn.c_attn.weight"], "is frozen, but is no parameter of the model"),
+        ("output_hidden_states", -1e999, "output_hidden_states must be true or false, is -inf"),
+        ("output_attentions", "yes", "output_attentions must be true or false, is 'yes'"),
+        ("n_layer", 10**9, "n_layer must be a whole number from 1 to 1000"),
+    ],
+)
+def test_a_description_of_what_no_model_has_is_refused(part: str, value: Any, what: str) -> None:
+    spec = ModelSpec.of(add_adapters(tiny_model(), LoraArguments(lora_r=2, lora_target_modules=["c_attn"])))
+    data = json.loads(json.dumps(spec.to_dict()))
+    assert ModelSpec.from_dict(data).sites == spec.sites
+    if part == "adapter":
+        data["adapter"]["rank_pattern"] = value
+        data["adapter"]["target_modules"] = [*data["adapter"]["target_modules"], *value]
+    else:
+        (data if part == "frozen" else data["config"])[part] = value
+    with pytest.raises(ModelError, match=what):
         ModelSpec.from_dict(data)
 
 

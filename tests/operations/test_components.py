@@ -77,6 +77,13 @@ def test_names_that_are_wrong_in_any_model_are_refused_when_read(value: Any, mat
         Schedule.of([{"name": "freeze_layer", "value": value, "max_wait_iters": 1}])
 
 
+def test_a_range_is_not_written_out_before_it_is_known_to_be_there() -> None:
+    """It would fill the memory."""
+    for last in ("99999999999", "9" * 30):
+        with pytest.raises(OperationError, match="names no component of this model with"):
+            FreezeLayer(value=f"attn.0-{last}").morph(SPEC, RNG)
+
+
 def test_a_tied_head_is_frozen_with_the_embedding_or_not_at_all() -> None:
     for value in ("lm_head", ["lm_head", "h.0"], "lm_*"):
         with pytest.raises(
