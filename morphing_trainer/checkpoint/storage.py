@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 
 from morphing_trainer.errors import StorageError
 
-_SIGNS = ("inline_container", "PytorchStreamWriter", "Parent directory")
+_SIGNS = ("inline_container", "PytorchStreamWriter", "Parent directory", "iostream error")
 """Of the RuntimeErrors that torch raises when it cannot write a file."""
 
 
