@@ -66,7 +66,8 @@ def _read(folder: Path, name: str | None) -> RunData:
         raise ConfigError(f"{folder}: this run has not logged anything yet; wait for its first logging_steps.")
     events = journal.effective(journal.read_journal(path)) if path.is_file() else []
     overall = _overall(folder)
-    timing = {part: entry["seconds"] for part, entry in overall.get("timing", {}).items()}
+    times = {part: entry["seconds"] for part, entry in overall.get("timing", {}).items()}
+    timing = {part: seconds for part, seconds in times.items() if is_number(seconds)}
     stages = _stages(lines, overall.get("stages", {}))
     return RunData(name or folder.resolve().name, lines, tuple(journal.records(events)), stages, timing)
 

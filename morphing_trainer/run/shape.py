@@ -47,6 +47,14 @@ class _Executed(_Part):
     entry: _Entry
 
 
+class _Totals(_Part):
+    steps: Number
+    samples: Number
+    tokens: Number
+    dropped: Number
+    loss_tokens: Number
+
+
 class _State(_Part):
     spec: dict[str, Any]
     began: dict[str, Any]
@@ -60,7 +68,7 @@ class _State(_Part):
     stage_tokens: Number
     epochs_before: Number
     next_stage: Number | None
-    totals: dict[str, dict[str, Any]]
+    totals: dict[str, _Totals]
     step: Number
     end: Number
     planned: Number

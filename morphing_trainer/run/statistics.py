@@ -53,7 +53,7 @@ class Totals:
         try:
             counts = {name: int(data[name]) for name in ("steps", "samples", "tokens", "dropped", "loss_tokens")}
             return cls(**counts, loss_sum=float(data["loss_sum"]), seconds=float(data["seconds"]))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise CheckpointError(f"statistics: are not ones that this library wrote ({error!r})") from error
 
 
