@@ -173,7 +173,8 @@ A guarded operation has to work out, or it is undone:
 ```
 
 Right before it the evaluation loss is known (it is measured, if the last evaluation is older), and a whole checkpoint
-is on disk, which stays there as long as it may be needed. The operation has worked out as soon as an evaluation of one
+is on disk, which stays there as long as it may be needed (with `save_strategy: no`, until you delete it: such a run
+removes no checkpoints). The operation has worked out as soon as an evaluation of one
 of the next `within_steps` steps shows a loss that is at most `max_loss_increase` nats above that one. The last of these
 steps is evaluated, whatever the interval; so is the end of the run or of the stage, if that is sooner.
 
@@ -190,7 +191,8 @@ deleted: after a change of the schedule, a resume goes on from before the operat
 - A run that goes back does so in the same process: callbacks see `on_train_begin` again. If the state from before is
   damaged or gone by then, the run ends and says so; a resume by `true` takes a checkpoint from before the operation.
 - `otherwise: stop` in a loop of resumes fails again each time, as long as the schedule is the same.
-- A run that is resumed right at its own end does not judge a guard that is still open there.
+- A run that is resumed with a shorter length, so that it stands at its end already, judges a guard that is open there.
+- What was undone stands in the journal and in the summary at the end of the run.
 - Every operation may be guarded but `advance_stage`. A schedule whose later entries need a guarded operation that may
   be rolled back (`freeze_layer mlp.7` after a `stack_layers`) is refused before the first step.
 

@@ -14,6 +14,9 @@ signatures):
     _evaluate, _determine_best_metric
                                   what is evaluated for a guard alone counts for nothing else
 
+    in `lines`, for log lines and a result that are those of the whole run:
+    _save_checkpoint, _maybe_log_save_evaluate, _finalize_training
+
     in `recovering` and `guarding`, for want of memory:
     _run_epoch                    a step that runs out of it is undone
     _maybe_log_save_evaluate      an emergency checkpoint where it is short
@@ -162,6 +165,7 @@ class MorphingTrainer(OperatingTrainer):
             seconds=lambda: self.session.seconds() if self.session else 0.0,
             facts=lambda: self.session.state.spec.facts() if self.session else {},
             records=lambda: self._reports.records,
+            undone=lambda: self._reports.undone,
             timing=lambda: self.session.stopwatch.profile() if self.session else {},
             memory=self.memory_shown,
         )
@@ -304,7 +308,7 @@ class MorphingTrainer(OperatingTrainer):
             check_model(bundle, fresh, state)
             check_guard(bundle, state, self.run_folder, afresh=afresh)
         if self.args.reset_history and target is None:
-            state.totals = {}
+            state.totals, state.logged = {}, None
             overrides.append(Override("reset_history", False, True))
         saved = state.settings
         self._saved_rate = saved.learning_rate

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import torch
 from torch import Tensor
 
 from morphing_trainer.checkpoint import adapters
-from morphing_trainer.errors import ModelError
+from morphing_trainer.checkpoint.storage import refusal
+from morphing_trainer.checkpoint.store import checkpoints
+from morphing_trainer.errors import ModelError, MorphError, StorageError
 from morphing_trainer.layers.sharding import ShardingTrainer
 from morphing_trainer.lineage import ModelSpec
 from morphing_trainer.lora import without_adapters
@@ -56,13 +59,37 @@ class ExportingTrainer(ShardingTrainer):
 
         Raises:
             ModelError: if the model is dead; it is not saved then.
+            StorageError: if the disk refused.
         """
         if dead := self.dead_parameters():
             raise ModelError(
                 f"the trained model is dead: {len(dead)} of its parameters hold NaN or infinity ({dead[0]} first). It "
                 "is not saved; resume from the last checkpoint with a lower learning rate."
             )
-        written, old = folder.with_name(f".{folder.name}-new"), folder.with_name(f".{folder.name}-old")
+        written = folder.with_name(f".{folder.name}-new")
+        try:
+            self._save_by_way_of(written, folder)
+        except Exception as error:
+            if self.is_world_process_zero():
+                shutil.rmtree(written, ignore_errors=True)  # half a model would take up what room there is
+            reason = None if isinstance(error, MorphError) else refusal(error)
+            if reason is None:
+                raise
+            raise StorageError(
+                f"{folder}: the trained model could not be saved ({reason}). Make room, or make the folder writable."
+                f"{self._saved_by_then()}"
+            ) from error
+
+    def _saved_by_then(self) -> str:
+        """What there is to save the model from another time, as a sentence."""
+        with suppress(OSError):
+            if found := checkpoints(self.run_folder):
+                return f" {found[0].name} is there; --resume_from_checkpoint true saves the model again."
+        return ""
+
+    def _save_by_way_of(self, written: Path, folder: Path) -> None:
+        """Save the model as `written`, then give it the place of `folder`."""
+        old = folder.with_name(f".{folder.name}-old")
         if self.is_world_process_zero():
             shutil.rmtree(written, ignore_errors=True)  # of a save that was cut short
         self._home = folder

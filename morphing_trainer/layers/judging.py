@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from morphing_trainer.errors import GuardError, ModelError, MorphError
-from morphing_trainer.layers.rescuing import RescuingTrainer
+from morphing_trainer.layers.ending import EndingTrainer
 from morphing_trainer.memory.rng import RandomState
 from morphing_trainer.run.back import GoingBack, Return
 from morphing_trainer.run.bundle import Bundle
@@ -23,7 +23,7 @@ from morphing_trainer.schedule_entry import Entry
 _log = logging.getLogger("morphing_trainer")
 
 
-class JudgingTrainer(RescuingTrainer):
+class JudgingTrainer(EndingTrainer):
     """Guards of `MorphingTrainer`."""
 
     _asked_for = False
@@ -171,6 +171,9 @@ class JudgingTrainer(RescuingTrainer):
             self._undo(guard, state.loss)
         facts = {"index": guard.index, "operation": guard.operation, "before": guard.before, "loss": state.loss}
         self._reports.event("guard_closed", state.step, **facts)
+        if self.is_world_process_zero():
+            losses = f"evaluation loss {guard.before:.4f} before it, {state.loss:.4f} now"
+            _log.info("step %d: %s of step %d has worked out: %s", state.step, guard.operation, guard.step, losses)
 
     def _before(self, guard: Guard) -> Path:
         """The state from before; beside the checkpoint that was resumed, where the run goes on in another folder."""

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from torch import nn
 
 from morphing_trainer.checkpoint import verify
-from morphing_trainer.checkpoint.store import drop_later
+from morphing_trainer.checkpoint.store import checkpoints, drop_later, prune
 from morphing_trainer.errors import CheckpointError, NotFiniteError
 from morphing_trainer.layers.finite import FiniteTrainer
 from morphing_trainer.run.back import GoingBack, Return
@@ -91,12 +91,27 @@ class RescuingTrainer(FiniteTrainer):
         """The run has gone back, and is about to go on: from here on its checkpoint knows why."""
         target, self._returning = self._returning, None
         if target is None:
+            self._tidy()
             return
         self._save_now(trial)
         assert self.session is not None
         if target.drops:
             step = self.session.state.step
             self._drop_later(self._folder(step), step)
+
+    def _tidy(self) -> None:
+        """A run goes on from a checkpoint: delete what was to go when that was saved, if the run was killed before.
+
+        Of later steps than its own nothing is deleted, nor do they count: they are damaged, or were left behind on
+        purpose.
+        """
+        if self.args.save_total_limit is None or not self.args.should_save:
+            return
+        here, best = self._folder(self.state.global_step), self.state.best_model_checkpoint
+        found = checkpoints(self.run_folder)
+        if here in found:
+            kept = [here, *([Path(best)] if best else []), *self.protected()]
+            prune(self.run_folder, found.index(here) + self.args.save_total_limit, kept)
 
     # ---- Bad steps -------------------------------------------------------------------------------------------------
 
@@ -111,7 +126,7 @@ class RescuingTrainer(FiniteTrainer):
         where = self._ranks_of(code)
         told = f"step {step}: the {what(code)} is NaN or infinite{where}"
         if state.guard is not None:
-            self._undo(state.guard, None, f"and the {what(code)} of step {step} is NaN or infinite")
+            self._undo(state.guard, None, f"the {what(code)} of step {step} is NaN or infinite")
         if self.args.on_nan == "rollback":
             self._return(step, code, told)
         self._end_bad(told)
@@ -123,10 +138,10 @@ class RescuingTrainer(FiniteTrainer):
         # After a return the bad step is left out, which is what was wanted: it is one too many only beyond the limit.
         if state.bad.streak < self.args.nan_limit + (self.args.on_nan == "rollback"):
             return
-        told = f"step {state.step}: the loss or gradient has been NaN or infinite in {state.bad.streak} steps in a row"
+        told = f"the loss or gradient has been NaN or infinite in {state.bad.streak} steps in a row"
         if state.guard is not None:
-            self._undo(state.guard, None, f"and {told}")
-        self._end_bad(f"{told} (nan_limit)")
+            self._undo(state.guard, None, f"{told} (nan_limit)")
+        self._end_bad(f"step {state.step}: {told} (nan_limit)")
 
     def _ranks_of(self, code: int) -> str:
         """Which ranks, if not all."""

@@ -51,6 +51,14 @@ class SegmentedTrainer(RecoveringTrainer):
         """The run goes on from a checkpoint, all of which is in its place."""
         raise NotImplementedError
 
+    def _end_epoch(self, trial: Any, epoch: int, ignore_keys_for_eval: list[str] | None, start_time: float) -> None:
+        """Do what is due at the end of an epoch whose last step was made before."""
+        raise NotImplementedError
+
+    def _end_again(self, trial: Any, epoch: int, ignore_keys_for_eval: list[str] | None, start_time: float) -> None:
+        """Do what is still to be done of the run's last step, which was made before."""
+        raise NotImplementedError
+
     def _fresh_state(self) -> RunState:
         """The state of a run that begins now."""
         raise NotImplementedError
@@ -212,7 +220,8 @@ class SegmentedTrainer(RecoveringTrainer):
         """One epoch: the inherited loop, stopped and taken up again wherever an operation is due."""
         assert self.session is not None
         session, state = self.session, self.session.state
-        if epoch == epochs_trained and resume_from_checkpoint is not None:
+        resumed = epoch == epochs_trained and resume_from_checkpoint is not None
+        if resumed:
             self._load_rng_state(resume_from_checkpoint)
             self._arrived(trial)
         elif state.step == 0 and not state.executed:
@@ -224,6 +233,8 @@ class SegmentedTrainer(RecoveringTrainer):
                 state.cursor.next_epoch()
         if state.step >= state.end:
             self.control.should_training_stop = True
+            if resumed:
+                self._end_again(trial, epoch, ignore_keys_for_eval, start_time)
         if self.control.should_training_stop:
             return
         while True:
@@ -262,16 +273,6 @@ class SegmentedTrainer(RecoveringTrainer):
                 continue
             if self.control.should_training_stop or not session.due or session.epoch_over or state.stage_over:
                 return
-
-    def _end_epoch(self, trial: Any, epoch: int, ignore_keys_for_eval: list[str] | None, start_time: float) -> None:
-        """Resumed from a checkpoint that was saved at the last step of an epoch, before its end events."""
-        assert self.session is not None
-        if self.session.state.epoch_closed:
-            return
-        self.control = self.callback_handler.on_epoch_end(self.args, self.state, self.control)
-        self._maybe_log_save_evaluate(
-            self._tr_loss, None, self.model_wrapped, trial, epoch, ignore_keys_for_eval, start_time
-        )
 
     def _show_settings(self) -> None:
         """Copy what `TrainerState` shows of the settings, and what its flow goes by."""

@@ -34,6 +34,7 @@ from morphing_trainer.reporting.console import (
 from morphing_trainer.reporting.examples import Example, example_lines, example_panel
 from morphing_trainer.reporting.profile import analysis_line, timing_line
 from morphing_trainer.reporting.records import Phase, Record, Upcoming
+from morphing_trainer.reporting.undone import undone_lines
 
 _REFRESH_SECONDS = 0.25
 _DULL_METRICS = ("_runtime", "_samples_per_second", "_steps_per_second", "_model_preparation_time")
@@ -50,6 +51,7 @@ class RunDisplay(TrainerCallback):
             start and after each operation.
         records: all operations applied so far, those before a resume included, for the table at the end. Default: the
             ones this display has seen.
+        undone: what the journal tells of the operations that were rolled back.
         memory: use of memory and processor, as (label, text).
         timing: seconds by part of the work, for the line at the end.
         console: where to draw; default: standard output.
@@ -63,12 +65,13 @@ class RunDisplay(TrainerCallback):
         seconds: Callable[[], float],
         facts: Callable[[], Mapping[str, Any]],
         records: Callable[[], Sequence[Record]] | None = None,
+        undone: Callable[[], Sequence[Mapping[str, Any]]] = lambda: (),
         memory: Callable[[], Sequence[tuple[str, str]]] = lambda: (),
         timing: Callable[[], Mapping[str, float]] = dict,
         console: Console | None = None,
     ) -> None:
         self._upcoming, self._tokens, self._seconds, self._facts = upcoming, tokens, seconds, facts
-        self._memory, self._timing = memory, timing
+        self._memory, self._timing, self._undone = memory, timing, undone
         self._seen: list[Record] = []
         self._records = records or (lambda: self._seen)
         self._later: dict[int, float] = {}  # by record index: loss at the next evaluation
@@ -212,6 +215,8 @@ class RunDisplay(TrainerCallback):
             self._say_block(
                 tables.operations_lines(records, self._later), tables.operations_table(records, self._later)
             )
+        for line in undone_lines(self._undone()):
+            self._say(line)
 
     # Parts ------------------------------------------------------------------------------------------------------------
 
@@ -305,8 +310,8 @@ def _numbers(values: Mapping[str, Any] | None) -> dict[str, float]:
 
 def _finished(numbers: Mapping[str, float], state: TrainerState, begun: int) -> str:
     loss = ""
-    if "train_loss" in numbers and state.global_step > begun:  # the mean of this process's steps
-        since = f" since step {begun:,}" if begun else ""
-        loss = f", mean training loss{since} {loss_text(numbers['train_loss'])}"
+    # Of all steps of the run; 0 if this process made none and the checkpoint, an old one, tells of none.
+    if numbers.get("train_loss") or ("train_loss" in numbers and state.global_step > begun):
+        loss = f", mean training loss {loss_text(numbers['train_loss'])}"
     word = "Finished" if state.global_step >= state.max_steps else "Stopped"
     return f"{word} at step {state.global_step:,}/{state.max_steps:,} after {duration(numbers['train_runtime'])}{loss}"

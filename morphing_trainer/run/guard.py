@@ -94,10 +94,18 @@ class Guard:
         return (self.checkpoint,) if self.best is None else (self.checkpoint, self.best)
 
     def told(self, step: int, loss: float | None, reason: str = "") -> str:
-        """What became of the operation, for a message."""
-        why = reason or f"is {'unknown' if loss is None else f'{loss:.4f}'}, and was to be at most {self.limit:.4f}"
+        """What became of the operation, for a message: sentences without the last full stop.
+
+        Args:
+            loss: that of the last evaluation; None if there is none.
+            reason: a clause that says why no evaluation is waited for.
+        """
         what = f"{self.operation} of step {self.step} has not worked out by step {step}"
-        return f"{what}: the evaluation loss was {self.before:.4f} before it, {why}"
+        before = f"The evaluation loss was {self.before:.4f} before it"
+        if reason:
+            return f"{what}. {before}; {reason}"
+        now = "is not known" if loss is None else f"is {loss:.4f} now"
+        return f"{what}. {before} and {now}; the guard allows {self.limit:.4f} at most"
 
     def to_dict(self) -> dict[str, Any]:
         return {name: _written(value) for name, value in asdict(self).items()}

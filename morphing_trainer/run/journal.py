@@ -5,8 +5,9 @@ Events: `start`, `operation`, `evaluation` (the first after an operation), `anal
 short), `guard_closed` (a guarded operation has worked out), `rolled_back` (it has not, and was undone), `guard_failed`
 (it has not, and the run ended), `skipped_step` (the update of a step that was not finite was left out), `returned` (the
 run went back to a checkpoint because of such a step), `interrupted`, `failed`, `end`.
-A run that crashed and resumed from an earlier checkpoint has written lines that never happened to the model:
-`effective` leaves them out.
+A run that crashed and resumed from an earlier checkpoint has written lines that never happened to the model. They are
+those behind the first `events` ones, which the checkpoint knows; a `resume`, `rolled_back` or `returned` says how many.
+`effective`, in `run.timeline`, leaves them out.
 """
 
 from __future__ import annotations
@@ -24,19 +25,12 @@ from typing import Any, BinaryIO
 
 from morphing_trainer.errors import CheckpointError, StorageError
 from morphing_trainer.reporting.records import Record
+from morphing_trainer.reporting.run_data import is_number
+from morphing_trainer.run.timeline import Event, effective
 
-Event = dict[str, Any]
+__all__ = ["Event", "Journal", "effective", "go_on_from", "read_journal", "record_from", "records", "sound_lines"]
 
 _log = logging.getLogger("morphing_trainer")
-
-_UNDONE = (
-    *("operation", "evaluation", "analysis", "out_of_memory", "emergency", "end", "interrupted"),
-    *("guard_closed", "rolled_back", "guard_failed", "skipped_step", "returned", "stopped_early"),
-)
-"""Events that a resume from an earlier step leaves behind."""
-
-_BACK = ("resume", "rolled_back", "returned")
-"""Events with which the run goes on from a checkpoint: of `step`, with so many operations `done`."""
 
 
 class Journal:
@@ -181,34 +175,6 @@ def _read(path: Path) -> tuple[list[Event], list[str]]:
     return events, faults
 
 
-def effective(events: Iterable[Event]) -> list[Event]:
-    """The events that lead to the run as it is: a resume from step k undoes operations noted at later steps.
-
-    An operation noted at step k itself is undone too if the checkpoint was saved before it (`done` counts them). The
-    same holds of a run that goes back by itself. If that came to no checkpoint, a resume finds the guard open again.
-    """
-    kept: list[Event] = []
-    undone: dict[int, tuple[Event, list[Event]]] = {}
-    """Operation -> its last rolling back, and what that has left behind."""
-    for event in events:
-        if event["event"] == "resume" and event.get("guard") in undone:
-            back, left = undone.pop(event["guard"])
-            kept = [old for old in kept if old is not back] + left
-        if event["event"] in _BACK:
-            step, done = int(event["step"]), int(event["done"])
-            before = kept
-            kept = [
-                old
-                for old in kept
-                if old["event"] not in _UNDONE or (old["step"] <= step and int(old.get("index", -1)) < done)
-            ]
-            if event["event"] == "rolled_back":
-                stay = {id(old) for old in kept}
-                undone[int(event["index"])] = event, [old for old in before if id(old) not in stay]
-        kept.append(event)
-    return kept
-
-
 def records(events: Iterable[Event]) -> list[Record]:
     """The operations among `events`, with the losses that were measured after them."""
     found: dict[int, Record] = {}
@@ -229,9 +195,24 @@ def record_from(data: Mapping[str, Any]) -> Record:
     """
     try:
         record = Record(**data)
+        _check(record)
         return replace(record, before=_numeric(record.before), after=_numeric(record.after))
     except (TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"journal: an operation is not one that this library wrote ({error})") from error
+
+
+def _check(record: Record) -> None:
+    """Raises TypeError if a field that is drawn or computed with is of another kind than a record's."""
+    numbers = [(name, getattr(record, name)) for name in ("index", "step", "tokens", "seconds")]
+    numbers += record.moments.items()
+    for facts in (record.before, record.after):
+        numbers += [(name, value) for name, value in facts.items() if value is not None and name != "loss"]
+        numbers += [(name, facts.get(name, 0)) for name in ("layers", "hidden", "mlp", "parameters", "trainable")]
+    texts = [(name, getattr(record, name)) for name in ("operation", "trigger", "note")]
+    strangers = [each for each in numbers if not is_number(each[1])]
+    strangers += [each for each in texts if not isinstance(each[1], str)]
+    if strangers:
+        raise TypeError(f"{strangers[0][0]} is {strangers[0][1]!r:.50}")
 
 
 def _numeric(facts: Mapping[str, Any]) -> Mapping[str, Any]:

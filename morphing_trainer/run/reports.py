@@ -34,6 +34,8 @@ class RunReports:
 
     def __init__(self, folder: Path, main: bool) -> None:
         self.records: list[Record] = []
+        self.undone: list[journal.Event] = []
+        """What tells of the operations that were rolled back."""
         self._folder = folder
         self._main = main
         self._journal = journal.Journal(folder / JOURNAL if main else None)
@@ -44,18 +46,18 @@ class RunReports:
         self._journal.hold()
 
     def started(self, state: RunState, schedule: Schedule, seed: int) -> None:
+        self.undone = []
         facts = {"spec": state.spec.to_dict(), "settings": state.settings.to_dict(), "seed": seed}
         self._journal.write("start", 0, schedule=schedule.to_list(), **facts)
         self._open()
 
     def resumed(self, state: RunState, bundle: Bundle, overrides: Sequence[Override]) -> None:
         """The journal goes on: in its folder, or from the checkpoint's copy where that was taken elsewhere."""
-        events = journal.effective(bundle.events)
-        self.records = journal.records(events)
+        self._take_up(bundle)
         path = self._journal.path
         fault = None if path is None else journal.go_on_from(bundle.path / JOURNAL, path)
-        guard = {} if state.guard is None else {"guard": state.guard.index}
-        self._journal.write("resume", state.step, done=state.position.done, checkpoint=bundle.path.name, **guard)
+        known = {"checkpoint": bundle.path.name, "events": len(bundle.events)}
+        self._journal.write("resume", state.step, done=state.position.done, **known)
         for override in overrides:
             self._journal.write("override", state.step, name=override.name, before=override.before, now=override.now)
         self._open()
@@ -64,9 +66,18 @@ class RunReports:
 
     def went_back(self, state: RunState, bundle: Bundle, target: Return) -> None:
         """The run goes on from one of its own checkpoints; `state` is that one's, and marked."""
-        self.records = journal.records(journal.effective(bundle.events))
+        self._take_up(bundle)
         done = min(int(bundle.state["position"]["done"]), target.facts.get("index", math.inf))
-        self._journal.write(target.event, state.step, done=done, checkpoint=bundle.path.name, **target.facts)
+        known = {"checkpoint": bundle.path.name, "events": len(bundle.events)}
+        self._journal.write(target.event, state.step, done=done, **known, **target.facts)
+        if target.event == "rolled_back":
+            self.undone.append({"step": state.step, **target.facts})
+
+    def _take_up(self, bundle: Bundle) -> None:
+        """What was done before the checkpoint, and only that."""
+        events = journal.effective(bundle.events)
+        self.records = journal.records(events)
+        self.undone = [event for event in events if event["event"] == "rolled_back"]
 
     def restore(self) -> None:
         """Bring the journal back if somebody has removed it."""

@@ -11,6 +11,7 @@ from morphing_trainer.data.cursor import Cursor
 from morphing_trainer.errors import CheckpointError, MorphError
 from morphing_trainer.lineage import ModelSpec
 from morphing_trainer.run.guard import BadSteps, Guard
+from morphing_trainer.run.logged import Logged
 from morphing_trainer.run.patience import Patience
 from morphing_trainer.run.statistics import Totals
 from morphing_trainer.run.timing import Profile, read_profile
@@ -59,6 +60,7 @@ class RunState:
             many operations had been `executed` before.
         guard: that of the last operation, while it is not known whether it has worked out.
         bad: steps whose loss or gradient was not finite.
+        logged: the sums behind the log lines, as of the last save; None before the first.
     """
 
     spec: ModelSpec
@@ -92,6 +94,7 @@ class RunState:
     halvings: list[dict[str, int]] = field(default_factory=list)
     guard: Guard | None = None
     bad: BadSteps = field(default_factory=BadSteps)
+    logged: Logged | None = None
 
     def passed_over(self, schedule: Schedule, guard: Guard) -> None:
         """Pass a guarded operation without effect, in the state from before it; nothing, if that has been noted."""
@@ -205,6 +208,7 @@ class RunState:
             "halvings": self.halvings,
             "guard": None if self.guard is None else self.guard.to_dict(),
             "bad": self.bad.to_dict(),
+            "logged": None if self.logged is None else self.logged.to_dict(),
         }
 
     @classmethod
@@ -255,10 +259,11 @@ class RunState:
                 halvings=[{"step": int(e["step"]), "executed": int(e["executed"])} for e in data["halvings"]],
                 guard=None if data.get("guard") is None else Guard.from_dict(data["guard"]),
                 bad=BadSteps.from_dict(data["bad"]) if "bad" in data else BadSteps(),
+                logged=None if data.get("logged") is None else Logged.from_dict(data["logged"]),
             )
         except MorphError:
             raise
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise CheckpointError(f"checkpoint: its state is not one that this library wrote ({error!r})") from error
 
 

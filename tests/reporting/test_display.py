@@ -360,12 +360,12 @@ def test_ctrl_c_under_a_pseudo_terminal(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("begun", "said"),
-    [(0, ", mean training loss 4.250"), (12, ", mean training loss since step 12 4.250"), (20, "")],
+    ("begun", "loss", "said"),
+    [(0, 4.25, ", mean training loss 4.250"), (20, 4.25, ", mean training loss 4.250"), (20, 0.0, "")],
 )
-def test_the_mean_loss_is_that_of_this_process(run: Run, stream: io.StringIO, begun: int, said: str) -> None:
-    """A resumed one has not seen the steps before; one that had nothing to do has no loss."""
+def test_the_mean_loss_is_that_of_the_run(run: Run, stream: io.StringIO, begun: int, loss: float, said: str) -> None:
+    """Also of one that had nothing left to do; if it does not know that of the steps before, there is none."""
     run.event("on_train_begin", begun)
-    run.event("on_log", 20, logs={"train_runtime": 12.3, "train_loss": 4.25})
+    run.event("on_log", 20, logs={"train_runtime": 12.3, "train_loss": loss})
     run.event("on_train_end", 20)
     assert f"Stopped at step 20/1,000 after 12.3 s{said}\n" in stream.getvalue()

@@ -75,3 +75,16 @@ def test_bad_steps() -> None:
     assert (back.known, back.returns, back.to, back.streak) == ((12, 17), 2, 10, 0)
     assert back.going_back(30, 20).returns == 1
     assert BadSteps.from_dict(json.loads(json.dumps(back.to_dict()))) == back
+
+
+@pytest.mark.parametrize(
+    ("loss", "reason", "said"),
+    [
+        (3.4, "", ". The evaluation loss was 3.1000 before it and is 3.4000 now; the guard allows 3.2000 at most"),
+        (None, "", ". The evaluation loss was 3.1000 before it and is not known; the guard allows 3.2000 at most"),
+        (None, "the loss of step 6 is NaN", ". The evaluation loss was 3.1000 before it; the loss of step 6 is NaN"),
+    ],
+)
+def test_what_is_said_of_it(loss: float | None, reason: str, said: str) -> None:
+    guard = Guard(0, "change_lr", 4, 3.1, 3.2, 9, False, "checkpoint-4")
+    assert guard.told(6, loss, reason) == f"change_lr of step 4 has not worked out by step 6{said}"

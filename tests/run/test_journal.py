@@ -168,6 +168,75 @@ def test_crash_after_crash_back_and_further_back() -> None:
     assert [(entry.index, entry.step) for entry in records(found)] == [(0, 6)]
 
 
+def back(name: str, step: int, done: int, events: Any, **facts: Any) -> Event:
+    return {"event": name, "step": step, "done": done, "events": events, **facts}
+
+
+def test_what_the_checkpoint_knew_counts_and_nothing_after_it() -> None:
+    """Of the same step, too: the evaluation behind the save comes again."""
+    known = [event("start", 0), operation(0, 8)]
+    lost = [evaluation(0, 8, 3.0), event("analysis", 8), {**event("out_of_memory", 8), "n": 1}, {**event("stage", 8)}]
+    again = [back("resume", 8, 1, len(known)), evaluation(0, 8, 4.0), event("end", 20)]
+    assert effective([*known, *lost, event("interrupted", 8), event("failed", 9), *again]) == [
+        *known,
+        event("interrupted", 8),
+        event("failed", 9),
+        *again,
+    ]
+
+
+def test_a_rolling_back_that_came_to_no_checkpoint() -> None:
+    """The run was killed before it had saved that, and goes on from a checkpoint in which the operation stands."""
+    known = [event("start", 0), operation(0, 4), evaluation(0, 6)]
+    undone = back("rolled_back", 4, 0, 1, index=0)
+    assert effective([*known, undone]) == [known[0], undone]
+    resumed = back("resume", 6, 1, 3)
+    assert effective([*known, undone, resumed]) == [*known, resumed]
+    again = {**undone, "loss": 5.0}
+    assert effective([*known, undone, resumed, again]) == [known[0], resumed, again]
+
+
+def test_going_on_from_further_and_further_back() -> None:
+    history = [event("start", 0)]
+    for step in (9, 7, 5):
+        history += [operation(0, step), event("end", step), back("resume", step - 1, 0, 1)]
+    found = effective(history)
+    assert [entry["event"] for entry in found] == ["start", "resume", "resume", "resume"]
+    history += [operation(0, 4), back("resume", 8, 1, 2)]  # and from the first of them once more
+    assert short(effective(history))[:2] == [("start", 0, None), ("operation", 9, 0)]
+    assert [entry["event"] for entry in effective(history)].count("operation") == 1
+
+
+@pytest.mark.parametrize("number", [None, -1, 99, "2", 1.5, [3]])
+def test_a_number_of_events_that_is_none(number: Any) -> None:
+    """Of an older version, or damaged: steps and operations decide."""
+    found = effective([event("start", 0), operation(0, 5), operation(1, 12), back("resume", 10, 1, number)])
+    assert [entry["event"] for entry in found] == ["start", "operation", "resume"]
+
+
+def test_noted_twice_by_an_older_version() -> None:
+    """The last one counts, where it stands."""
+    twice = [
+        (evaluation(0, 8, 3.0), evaluation(0, 8, 4.0)),
+        ({**event("returned", 4), "done": 0, "bad": 6, "times": 1}, {**event("returned", 4), "done": 0, "bad": 6}),
+        ({**event("analysis", 8), "rank_use": 0.5}, {**event("analysis", 8), "rank_use": 0.25}),
+        ({**event("end", 8), "loss": 3.0}, {**event("end", 8), "loss": 4.0}),
+    ]
+    for first, last in twice:
+        assert effective([event("start", 0), first, resume(8, 1), last]) == [event("start", 0), resume(8, 1), last]
+
+
+def test_what_differs_is_told_apart() -> None:
+    events = [
+        evaluation(0, 8),
+        evaluation(1, 8),
+        evaluation(1, 9),
+        *({**event("out_of_memory", 8), "before": size} for size in (8, 4)),
+        *(event("emergency", 8) for _ in range(2)),
+    ]
+    assert effective(events) == events
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -176,6 +245,12 @@ def test_crash_after_crash_back_and_further_back() -> None:
         {**record(0).to_dict(), "more": 1},
         {**record(0).to_dict(), "before": {"loss": "low"}},
         {**record(0).to_dict(), "after": 3},
+        {**record(0).to_dict(), "after": {"layers": "3"}},
+        {**record(0).to_dict(), "before": {"layers": None}},
+        {**record(0).to_dict(), "step": None},
+        {**record(0).to_dict(), "seconds": True},
+        {**record(0).to_dict(), "moments": {"carried": []}},
+        {**record(0).to_dict(), "trigger": 4},
     ],
 )
 def test_a_malformed_record_is_an_error(data: dict[str, Any]) -> None:

@@ -11,10 +11,11 @@ from morphing_trainer import LoraArguments, add_adapters
 from morphing_trainer.data.cursor import Cursor
 from morphing_trainer.errors import CheckpointError, MorphError
 from morphing_trainer.lineage import ModelSpec, Site
+from morphing_trainer.run.guard import Guard
 from morphing_trainer.run.state import RunState
 from morphing_trainer.run.statistics import Totals
 from morphing_trainer.run.timing import PARTS
-from morphing_trainer.schedule import Position
+from morphing_trainer.schedule import Position, Schedule
 from morphing_trainer.settings import Settings
 from morphing_trainer.triggers import Clock
 from tests.support import tiny_config, tiny_model
@@ -157,6 +158,8 @@ def test_another_training_set_is_refused() -> None:
         ("loss", "low"),
         ("evaluations", [[1]]),
         ("executed", [{"index": 1}]),
+        ("step", math.inf),
+        ("totals", {"train": {"steps": math.inf}}),
     ],
 )
 def test_a_malformed_state_is_an_error(key: str, value: Any) -> None:
@@ -166,3 +169,23 @@ def test_a_malformed_state_is_an_error(key: str, value: Any) -> None:
     del data[key]
     with pytest.raises(MorphError):
         RunState.from_dict(data, Cursor(101, 3))
+
+
+def test_numbers_that_no_run_counts_to_are_an_error() -> None:
+    bad = {"skipped": math.inf, "streak": 0, "returns": 0, "to": -1, "known": []}
+    with pytest.raises(MorphError, match="cannot convert float infinity"):
+        RunState.from_dict({**state().to_dict(), "bad": bad}, Cursor(101, 3))
+
+
+def test_an_operation_that_is_passed_over_leaves_nothing_behind() -> None:
+    """As after one that was applied: the next trigger hears of no evaluation from before it."""
+    schedule = Schedule.of([{"name": "change_lr", "value": 2.0, "max_wait_iters": 1}] * 4)
+    guard = Guard(2, "change_lr", 44, 4.5, 5.0, 60, False, "checkpoint-44")
+    made = state(rank_use=0.5)
+    made.passed_over(schedule, guard)
+    assert (made.evaluations, made.rank_use) == ([], None)
+    assert (made.position.done, made.position.since, made.position.pending) == (3, 44, None)
+    assert made.executed[-1]["rolled_back"] and made.executed[-1]["index"] == 2
+    made.evaluations = [(50, 4.0)]
+    made.passed_over(schedule, guard)  # has been noted
+    assert made.position.done == 3 and len(made.executed) == 2 and made.evaluations == [(50, 4.0)]

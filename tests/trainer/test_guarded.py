@@ -419,3 +419,32 @@ def test_two_ranks_go_back_together(tmp_path: Path) -> None:
 def test_saved_beside_the_training(tmp_path: Path, whole: MorphingTrainer) -> None:
     """The state from before is on the disk before the operation, however checkpoints are written."""
     assert_same_run(run(tmp_path, SWEEP, async_save=True), whole)
+
+
+def told(folder: Path) -> list[str]:
+    """The run's log, without times and levels."""
+    return [line.split(" ", 2)[2] for line in (folder / "logs" / "train.log").read_text().splitlines()]
+
+
+def test_the_summary_tells_what_was_undone(tmp_path: Path) -> None:
+    """Also of a run that is resumed after it, and once only."""
+    run(tmp_path, [FIRST, guarded(), LAST], max_steps=10)
+    lines = told(tmp_path)
+    assert any(line.startswith("2 operations applied") for line in lines)
+    at = lines.index("1 operation undone by its guard")
+    assert lines[at + 1].startswith("step 5: change_lr: evaluation loss ") and "at step 9, at most" in lines[at + 1]
+    (warning,) = [line for line in lines if "has not worked out" in line]
+    assert "has not worked out by step 9. The evaluation loss was " in warning and " now; the guard allows " in warning
+    (tmp_path / "logs" / "train.log").unlink()
+    run(tmp_path, [FIRST, guarded(), LAST], str(tmp_path / "checkpoint-8"), max_steps=10)
+    assert told(tmp_path).count("1 operation undone by its guard") == 1
+    (tmp_path / "logs" / "train.log").unlink()
+    run(tmp_path, [FIRST], str(tmp_path / "checkpoint-4"), max_steps=6)
+    assert not any("undone" in line for line in told(tmp_path))
+
+
+def test_a_guard_that_closes_well_is_told(tmp_path: Path) -> None:
+    run(tmp_path, [guarded(guard={"max_loss_increase": 100, "within_steps": 4})], max_steps=6)
+    lines = told(tmp_path)
+    assert any("change_lr of step 3 has worked out: evaluation loss " in line for line in lines)
+    assert not any("undone" in line for line in lines)
