@@ -6,21 +6,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import datasets
-import numpy as np
 
 from morphing_trainer.data.columns import useful_texts
 from morphing_trainer.data.documents import BEFORE, CONTINUES, TEXT
 from morphing_trainer.data.fingerprints import fingerprint
 from morphing_trainer.data.hub import first_line
+from morphing_trainer.data.json_files import json_fault
 from morphing_trainer.data.packing import place_to_cut
 from morphing_trainer.data.progress import progress_bars
 from morphing_trainer.errors import DataError
 
 TEXT_SUFFIXES = (".txt", ".md")
 TABLE_READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
-MOST_DEPTH = 5_000
-JSON_CHUNK = 4 << 20
-_BRACKETS = np.frombuffer(b"{[}]", np.uint8)
 SMALL_BYTES = 8_000_000
 """Text files that are read as they are."""
 PIECE_CHARACTERS = 1_000_000
@@ -61,32 +58,9 @@ def check_files(argument: str, files: str | Sequence[str]) -> tuple[list[Path], 
         raise DataError(f"{_where(argument, paths)}: is empty. Give a file with text.")
     if TABLE_READERS[suffix] == "json":
         for path in paths:
-            if fault := _json_fault(path):
+            if fault := json_fault(path):
                 raise DataError(f"{argument} {str(path)!r}: {fault}. Correct it.")
     return paths, TABLE_READERS[suffix]
-
-
-def _json_fault(path: Path) -> str:
-    """What in a JSON file would end the process without a word, because its reader falls over it; "" if nothing.
-
-    Brackets within text are counted as well, which in pairs makes no difference.
-    """
-    depth, first = 0, b""
-    try:
-        with path.open("rb") as file:
-            while chunk := file.read(JSON_CHUNK):
-                first = first or chunk.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
-                if first not in (b"", b"{", b"["):
-                    return "begins with neither an object nor a list"
-                signs = np.frombuffer(chunk, np.uint8)
-                signs = signs[np.isin(signs, _BRACKETS)]
-                depths = depth + np.cumsum(np.where((signs == ord("{")) | (signs == ord("[")), 1, -1), dtype=np.int64)
-                if depths.size and depths.max() > MOST_DEPTH:
-                    return f"is nested deeper than {MOST_DEPTH:,} levels"
-                depth = int(depths[-1]) if depths.size else depth
-    except OSError as error:
-        return f"cannot be read ({first_line(error)})"
-    return ""
 
 
 def _where(argument: str, paths: Sequence[Path]) -> str:

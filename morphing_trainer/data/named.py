@@ -9,6 +9,7 @@ from pathlib import Path
 import datasets
 
 from morphing_trainer.data.hub import first_line, hub_problem, looks_local
+from morphing_trainer.data.json_files import check_json_files
 from morphing_trainer.data.progress import progress_bars
 from morphing_trainer.errors import DataError, suggest
 
@@ -27,7 +28,12 @@ def load_named(where: str, name: str, config: str | None) -> datasets.DatasetDic
         if is_saved(name):
             loaded = datasets.load_from_disk(folder)
         else:
-            loaded = datasets.load_dataset(folder if looks_local(name) else name, config)
+            local = looks_local(name)
+            builder = datasets.load_dataset_builder(folder if local else name, config)
+            if local:
+                check_json_files(where, builder)
+            builder.download_and_prepare()
+            loaded = builder.as_dataset()
     return loaded if isinstance(loaded, datasets.DatasetDict) else datasets.DatasetDict({"train": loaded})
 
 

@@ -21,6 +21,7 @@ from morphing_trainer.data.documents import BEFORE, Document, documents
 from morphing_trainer.data.files import check_files, files_fingerprint, piece_rows
 from morphing_trainer.data.fingerprints import fingerprint
 from morphing_trainer.data.hub import looks_local
+from morphing_trainer.data.json_files import check_json_files
 from morphing_trainer.data.making import Making, is_whole
 from morphing_trainer.data.named import check_reachable, choose_splits, is_saved, load_named, loading
 from morphing_trainer.data.progress import progress_bars
@@ -142,6 +143,8 @@ def _named(where: str, name: str, config: str | None) -> tuple[dict[str, Any], s
     with loading(where, config):
         local = looks_local(name)
         builder = datasets.load_dataset_builder(str(Path(name).expanduser()) if local else name, config)
+        if local:
+            check_json_files(where, builder)
         # The folder that the data would be converted to: its name holds the configuration and a hash of the files.
         return {str(k): v for k, v in builder.as_streaming_dataset().items()}, str(builder.cache_dir)
 
