@@ -43,10 +43,15 @@ def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
         OSError: if the file cannot be read.
         ValueError: if it is no regular file, or larger than `most` bytes.
     """
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise ValueError("it is not a regular file")
+    check_regular(path)
     with path.open("rb") as file:
         content = file.read(most + 1)
     if len(content) > most:
         raise ValueError(f"it is larger than {most:,} bytes")
     return content
+
+
+def check_regular(path: Path) -> None:
+    """Raises ValueError if this is no regular file: to open a pipe waits for ever. OSError if it is not there."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError("it is not a regular file")

@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftConfig
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from morphing_trainer.architectures import ADAPTER
+from morphing_trainer.checkpoint.tensors import read_tensors
 from morphing_trainer.errors import CheckpointError
 from morphing_trainer.lineage import ModelSpec
 from morphing_trainer.reading import read_json
@@ -67,10 +67,7 @@ def read_adapters(folder: Path, spec: ModelSpec) -> dict[str, Tensor]:
         CheckpointError: naming what is missing, too much or of another shape.
     """
     path = folder / WEIGHTS
-    try:
-        tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}  # which maps the file
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error}); use another checkpoint.") from error
+    tensors = read_tensors(path)
     names, copies = _names(spec)
     faults = [f"{saved} is missing" for saved in [*names.values(), *copies] if saved not in tensors]
     faults += [f"{saved} is not part of the model" for saved in tensors if saved not in {*names.values(), *copies}]

@@ -10,12 +10,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
+from morphing_trainer.checkpoint.tensors import read_tensors
 from morphing_trainer.checkpoint.torch_files import read_torch_file
-from morphing_trainer.errors import CheckpointError
 
 
 class Ahead:
@@ -29,10 +27,10 @@ class Ahead:
     def __init__(self, folder: Path, weights: str, optimizer: str) -> None:
         self.folder = folder
         threads = ThreadPoolExecutor(1, "reading")
-        self._weights: Future[dict[str, Tensor]] | None = threads.submit(read_weights, folder / weights)
+        self._weights: Future[dict[str, Tensor]] | None = threads.submit(read_tensors, folder / weights)
         self._optimizer: Future[Any] | None = None
         if optimizer:
-            self._optimizer = threads.submit(lambda: in_memory(read_torch_file(folder / optimizer)))
+            self._optimizer = threads.submit(read_torch_file, folder / optimizer, mapped=False)
         threads.shutdown(wait=False)
 
     def weights(self) -> dict[str, Tensor] | None:
@@ -44,29 +42,3 @@ class Ahead:
         """The optimizer's state dict, once."""
         future, self._optimizer = self._optimizer, None
         return None if future is None else future.result()
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, in host memory.
-
-    Raises:
-        CheckpointError: if it cannot be read.
-    """
-    if path.exists() and not path.is_file():  # to open a pipe waits for ever, and the whole process with it
-        raise CheckpointError(f"{path}: is not a regular file; resume from an earlier one.")
-    try:
-        return {name: tensor.clone() for name, tensor in load_file(path).items()}  # which maps the file
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error}); resume from an earlier one.") from error
-
-
-def in_memory(value: Any) -> Any:
-    """Nested containers with every tensor copied."""
-    match value:
-        case Tensor():
-            return value.clone()
-        case dict():
-            return {key: in_memory(item) for key, item in value.items()}
-        case list():
-            return [in_memory(item) for item in value]
-    return value

@@ -31,8 +31,12 @@ _ALLOWING = threading.Lock()
 """What `safe_globals` allows is allowed to all threads, and no longer to any when the first of them is done."""
 
 
-def read_torch_file(path: Path) -> Any:
-    """What a file of `torch.save` holds; tensors are mapped, not read.
+def read_torch_file(path: Path, *, mapped: bool = True) -> Any:
+    """What a file of `torch.save` holds.
+
+    Args:
+        mapped: tensors are not read; for a look at what there is. If the file is cut short, touching them ends the
+            process.
 
     Raises:
         CheckpointError: if it is no such file, or one that no run has written.
@@ -41,7 +45,7 @@ def read_torch_file(path: Path) -> Any:
         _check_archive(path)
         with _ALLOWING, safe_globals(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         size = path.stat().st_size
         for tensor in _tensors(content, 0):
             stored = tensor.untyped_storage().nbytes()

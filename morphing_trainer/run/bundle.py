@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from morphing_trainer.checkpoint import adapters, check_listed, verify
-from morphing_trainer.checkpoint.ahead import read_weights
+from morphing_trainer.checkpoint.tensors import read_tensors
 from morphing_trainer.checkpoint.trainer_files import check_trainer_files
 from morphing_trainer.engine import dressed
 from morphing_trainer.errors import CheckpointError
@@ -151,7 +151,7 @@ def load_model(
         CheckpointError: naming what is missing, too much or of another shape.
     """
     if weights is None:
-        weights = read_weights(path / WEIGHTS)
+        weights = read_tensors(path / WEIGHTS)
     shapes = {spec.name_before(name): shape for name, shape in spec.shapes.items() if not spec.adapter_at(name)}
     faults = [f"{name} is missing" for name in shapes if name not in weights]
     faults += [f"{name} is not part of the model" for name in weights if name not in shapes]

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from morphing_trainer.checkpoint.ahead import read_weights
+from morphing_trainer.checkpoint.tensors import read_tensors
 from morphing_trainer.lineage import Lineage
 from morphing_trainer.lineage.lineage import Descent, Merged
 
@@ -81,7 +81,7 @@ class References:
         path = folder / FILE
         if not path.exists():
             return None
-        tensors = read_weights(path)
+        tensors = read_tensors(path)
         names = list(names)
         start = {name: tensors[f"start/{name}"] for name in names if f"start/{name}" in tensors}
         since = {name: tensors.get(f"since/{name}", start.get(name)) for name in names}

@@ -1,12 +1,18 @@
 from __future__ import annotations
 
+import struct
+import zipfile
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from morphing_trainer.checkpoint.torch_files import read_torch_file
+from morphing_trainer.errors import CheckpointError
+from tests.reliability.hostile import archive
 
 
 def test_several_threads_may_read_at_once(tmp_path: Path) -> None:
@@ -16,3 +22,76 @@ def test_several_threads_may_read_at_once(tmp_path: Path) -> None:
     with ThreadPoolExecutor(4) as threads:
         for found in threads.map(read_torch_file, [path] * 200):
             assert torch.equal(found["cpu"], torch.get_rng_state())
+
+
+def compressed(path: Path) -> None:
+    with zipfile.ZipFile(path) as file:
+        content = {record.filename: file.read(record) for record in file.infolist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, data in content.items():
+            file.writestr(name, data)
+
+
+def doubled(path: Path) -> None:
+    with zipfile.ZipFile(path, "a") as file, pytest.warns(UserWarning, match="Duplicate name"):
+        file.writestr(next(name for name in file.namelist() if name.endswith("/data/0")), bytes(1 << 14))
+
+
+def swollen(path: Path) -> None:
+    """The directory of the archive says that a record is of 1 GB."""
+    content = bytearray(path.read_bytes())
+    at = content.index(b"PK\x01\x02")
+    content[at + 24 : at + 28] = struct.pack("<I", 10**9)
+    path.write_bytes(content)
+
+
+def repeated(path: Path) -> None:
+    torch.save({"a": torch.zeros(1).expand(10**12)}, path)
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (compressed, "a record is compressed"),
+        (doubled, "two records have one name"),
+        (swollen, "its records are larger than the file"),
+        (repeated, "has more entries than are stored"),
+    ],
+)
+def test_what_takes_more_than_the_file_holds(
+    tmp_path: Path, changed: Callable[[Path], None], said: str, mapped: bool
+) -> None:
+    """Each by the check that is for it: torch would unpack the first, and make the last."""
+    path = tmp_path / "optimizer.pt"
+    torch.save({"a": torch.zeros(1 << 12)}, path)
+    assert read_torch_file(path, mapped=mapped)["a"].shape == (1 << 12,)
+    changed(path)
+    with pytest.raises(CheckpointError, match=said):
+        read_torch_file(path, mapped=mapped)
+
+
+def nested(path: Path) -> None:
+    content: list[object] = []
+    for _ in range(100):
+        content = [content]
+    torch.save({"a": content}, path)
+
+
+NUMBER = b"\x8a\x08" + struct.pack("<q", 100)
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+@pytest.mark.parametrize(
+    ("write", "said"),
+    [
+        (archive(b"\x80\x02cbuiltins\nbytearray\n" + NUMBER + b"\x85R."), "it asks for builtins bytearray"),
+        (archive(b"\x80\x02ctorch\nFloatTensor\n" + NUMBER + b"\x85R."), "it asks for torch FloatTensor"),
+        (nested, "it is nested too deeply"),
+    ],
+)
+def test_what_no_run_saves(tmp_path: Path, write: Callable[[Path], None], said: str, mapped: bool) -> None:
+    """In sizes that would do no harm: it is the kind that is refused."""
+    write(tmp_path / "optimizer.pt")
+    with pytest.raises(CheckpointError, match=said):
+        read_torch_file(tmp_path / "optimizer.pt", mapped=mapped)
