@@ -189,6 +189,17 @@ def test_a_new_run_folder_is_on_the_disk_too(tmp_path: Path) -> None:
     assert {("fsync", folder.stat().st_ino) for folder in (tmp_path, tmp_path / "a")} <= set(recorder.log)
 
 
+def test_a_deletion_is_on_the_disk_before_any_file_goes(tmp_path: Path) -> None:
+    """Else a crash could leave a checkpoint under its own name with some of its files."""
+    prepare(tmp_path, [1, 2, 3])
+    with FileSystem(tmp_path).installed() as recorder:
+        prune(tmp_path, keep=2)
+    log = recorder.log
+    renamed = next(at for at, entry in enumerate(log) if entry == ("rename", str(tmp_path / "checkpoint-1")))
+    gone = min(at for at, (operation, _) in enumerate(log) if operation in ("unlink", "rmdir"))
+    assert ("fsync", tmp_path.stat().st_ino) in log[renamed:gone]
+
+
 CHILD = """
     import sys
     from pathlib import Path

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import itertools
 import json
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 
 from morphing_trainer.checkpoint import MANIFEST, verify, write_manifest
+from morphing_trainer.checkpoint.manifest import MAX_MANIFEST_BYTES, sync_folder
 from morphing_trainer.errors import CheckpointError
 
 FILES = {
@@ -240,3 +243,22 @@ def test_an_unreadable_file_is_a_fault_not_a_crash(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr("hashlib.file_digest", broken)
     assert f"{tmp_path / 'config.json'}: cannot be read (Input/output error)" in fault(tmp_path)
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.EIO, errno.ENOSPC])
+def test_a_folder_that_is_not_brought_to_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    """Some file systems cannot do that for folders, and say so; everything else is a failure."""
+
+    def fails(descriptor: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", fails)
+    known = code in (errno.EINVAL, errno.ENOTSUP)
+    with contextlib.nullcontext() if known else pytest.raises(OSError, match=os.strerror(code)):
+        sync_folder(tmp_path)
+
+
+def test_a_manifest_without_end_is_not_read(tmp_path: Path) -> None:
+    make(tmp_path)
+    os.truncate(tmp_path / MANIFEST, MAX_MANIFEST_BYTES + 1)
+    assert "is too large to be a manifest" in fault(tmp_path)

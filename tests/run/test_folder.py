@@ -71,3 +71,12 @@ def test_a_folder_that_is_in_use_is_refused(tmp_path: Path) -> None:
         locked(tmp_path / "run")
     lock.release()
     locked(tmp_path / "run").release()
+
+
+@pytest.mark.parametrize("name", ["model", "logs", "stats"])
+def test_what_no_run_has_left_is_never_overwritten(tmp_path: Path, name: str) -> None:
+    """Somebody else's folder may hold names like ours; neither `overwrite` nor `resume` makes them ours."""
+    (tmp_path / name).mkdir()
+    for options in ({"resume": False, "overwrite": True}, {"resume": True, "overwrite": False}):
+        with pytest.raises(ConfigError, match=f"holds {name}, which no run of this library has left there"):
+            check_output_dir(tmp_path, **options)
