@@ -23,6 +23,7 @@ from morphing_trainer.run.applying import bare_optimizer
 from morphing_trainer.run.consensus import Consensus, RankError
 from morphing_trainer.run.statistics import LossMeter
 from morphing_trainer.settings import Settings
+from morphing_trainer.sharding.leaving import leave_groups
 
 _log = logging.getLogger("morphing_trainer")
 
@@ -147,6 +148,7 @@ class RecoveringTrainer(GuardedTrainer):
 
     def _let_go(self) -> None:
         """Drop what holds a process group. The run cannot go on after it."""
+        leave_groups(self.model)
         self.model_wrapped = self.model
         self.accelerator.free_memory()
         self._consensus.close()

@@ -23,6 +23,7 @@ from morphing_trainer import MorphingTrainer
 from morphing_trainer.layers import saving
 from morphing_trainer.run import applying, digest
 from morphing_trainer.schedule import Schedule
+from tests.sharded import sharded
 from tests.support import Tokens, tiny_model, trainer
 from tests.trainer.common import entry
 from tests.trainer.program import OUT_OF_MEMORY, server, started
@@ -49,6 +50,7 @@ class Failing:
         point: a key of `POINTS`, or none.
         rank: which rank it is.
         how: what it does there: raises a ValueError, kills itself, runs out of memory, exits, or is interrupted.
+        sharded: FSDP2 divides the model.
     """
 
     folder: Path
@@ -57,6 +59,7 @@ class Failing:
     how: str = "raise"
     resume: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
+    sharded: bool = False
 
     def told(self, rank: int) -> Path:
         return self.folder.with_name(f"{self.folder.name}-{rank}.json")
@@ -170,6 +173,7 @@ POINTS: dict[str, Callable[[MorphingTrainer, Breaks], None]] = {
     "step's end": at_event("on_step_end"),
     "log": at_event("on_log"),
     "growing": instead_of(applying, "grow"),
+    "moving rows": instead_of(applying, "transplant_states"),
     "digest": instead_of(digest, "digest"),
     "installing": instead_of(applying, "install_states"),
     "wrapping again": in_trainer("prepare_again"),
@@ -241,6 +245,8 @@ def run(job: Failing, environment: Mapping[str, str]) -> None:
     log = os.open(job.folder.with_name(f"{job.folder.name}-{rank}.log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
+    if job.sharded:
+        sharded()
     made = trainer(job.folder, SCHEDULE, tiny_model(n_layer=1), data=Data(41), **{**OPTIONS, **job.options})
     if job.point and rank == job.rank:
         {**POINTS, **DRIFTS}[job.point](made, Breaks(job))

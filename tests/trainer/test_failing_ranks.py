@@ -28,7 +28,11 @@ def failed(job: Failing, processes: int = 2) -> list[dict[str, Any]]:
     return told
 
 
-def points(soon: set[tuple[str, int]], chosen: Iterable[str] = POINTS) -> list[Any]:
+WHOLE = [point for point in POINTS if point != "moving rows"]
+SHARDED = [point for point in POINTS if point not in ("growing", "digest", "optimizer", "publishing")]
+
+
+def points(soon: set[tuple[str, int]], chosen: Iterable[str] = tuple(WHOLE)) -> list[Any]:
     """Every point on both ranks, or on the one that comes to it; those in `soon` for CI."""
     pairs = [
         (point, rank) for point in chosen for rank in (0, 1) if rank == 0 or point not in ("staging", "publishing")
@@ -40,7 +44,16 @@ def points(soon: set[tuple[str, int]], chosen: Iterable[str] = POINTS) -> list[A
     ("point", "rank"), points({("forward", 1), ("data", 0), ("wrapping again", 1), ("opening", 1), ("end", 0)})
 )
 def test_an_error_at_any_point(tmp_path: Path, point: str, rank: int) -> None:
-    told = failed(Failing(tmp_path / "run", point, rank))
+    told_by_the_other(Failing(tmp_path / "run", point, rank))
+
+
+@pytest.mark.parametrize(("point", "rank"), points({("forward", 1), ("moving rows", 0)}, SHARDED))
+def test_an_error_at_any_point_of_a_sharded_run(tmp_path: Path, point: str, rank: int) -> None:
+    told_by_the_other(Failing(tmp_path / "run", point, rank, sharded=True))
+
+
+def told_by_the_other(job: Failing) -> None:
+    rank, told = job.rank, failed(job)
     own, other = told[rank], told[1 - rank]
     assert (own["type"], own["text"]) == ("ValueError", "this rank has had enough")
     assert other["type"] == "RankError"
