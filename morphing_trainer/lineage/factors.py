@@ -33,9 +33,17 @@ class Factors:
         self._last: tuple[Product, Directions] | None = None
 
     def directions(self, product: Product) -> Directions:
-        if self._last is None or self._last[0] != product:
-            self._last = product, decompose(self._old[product.a].detach(), self._old[product.b].detach())
+        if not self.knows(product):
+            self.learn(product, decompose(self._old[product.a].detach(), self._old[product.b].detach()))
+        assert self._last is not None
         return self._last[1]
+
+    def knows(self, product: Product) -> bool:
+        return self._last is not None and self._last[0] == product
+
+    def learn(self, product: Product, directions: Directions) -> None:
+        """Use these, which somebody else has computed."""
+        self._last = product, directions
 
     def merged(self, origin: Merged, weight: Tensor | None = None, rows: range | None = None) -> Tensor:
         """The weight plus the product, or plus what lies beyond its first `origin.beyond` directions.

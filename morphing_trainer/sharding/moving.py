@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from morphing_trainer.lineage.lineage import Descent, Merged, Newborn, Origin, Truncated
+from morphing_trainer.lineage.factors import Directions, decompose
+from morphing_trainer.lineage.lineage import Descent, Merged, Newborn, Origin, Product, Truncated
 from morphing_trainer.lineage.rows import has_newborn_entries, restricted
 from morphing_trainer.lineage.transplant import MOMENT_ORDER, State, Whole, moved_moment
-from morphing_trainer.sharding.tensors import as_shard, gathered, local_part, own_rows, whole
+from morphing_trainer.sharding.tensors import as_shard, first_ones, gathered, local_part, own_rows, whole
 
 Settle = Callable[[BaseException | None], None]
 """Ends a piece of work that all processes have tried: all go on, or all raise (`Consensus.settle`)."""
@@ -42,6 +43,8 @@ class ShardedMover:
         """The new weight of a parameter that changes."""
         self._gather(_needed(origin))
         try:
+            if isinstance(origin, Truncated) or (isinstance(origin, Merged) and origin.beyond):
+                self._decompose(origin.product)
             moved: Tensor = self._agreed(lambda: self._weight(name, origin))
             return moved
         finally:
@@ -84,6 +87,14 @@ class ShardedMover:
         if part is not None:
             return as_shard(self._computed.weight(name, part).to(device), target)
         return as_shard(self._computed.weight(name, origin)[rows.start : rows.stop].clone().to(device), target)
+
+    def _decompose(self, product: Product) -> None:
+        """Let all processes use one decomposition: their libraries may choose other signs, and rows would not fit."""
+        factors = self._computed.factors
+        if factors.knows(product):
+            return
+        found: Directions = self._agreed(lambda: decompose(self._here[product.a], self._here[product.b]))
+        factors.learn(product, Directions(*map(first_ones, (found.left, found.values, found.right))))
 
     def _near(self, tensor: Tensor) -> torch.device:
         """The device that processes meet on."""

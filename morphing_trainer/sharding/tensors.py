@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Replicate, Shard
@@ -75,6 +76,13 @@ def whole(tensor: Tensor) -> Tensor:
     if local.device.type != device:  # offloaded; the processes meet on their devices
         tensor = as_shard(local.to(device), tensor)
     return tensor.full_tensor()
+
+
+def first_ones(tensor: Tensor) -> Tensor:
+    """The tensor of the first process, on all; of one shape on all, which ask at the same time."""
+    tensor = tensor.contiguous()
+    dist.broadcast(tensor, src=0)
+    return tensor
 
 
 def gathered(tensors: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
