@@ -37,6 +37,11 @@ bench: setup
 	$(BIN)/python -m benchmarks.data_feed
 	$(BIN)/python -m benchmarks.data_prepare --megabytes 50
 	$(BIN)/python -m benchmarks.evaluation_cost
+	$(BIN)/python -m benchmarks.ddp
+	$(BIN)/python -m benchmarks.save_stall
+	$(BIN)/python -m benchmarks.resume_cost
+	$(BIN)/python -m benchmarks.digest_cost
+	$(BIN)/python -m benchmarks.morph_distributed
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info runs
