@@ -227,12 +227,24 @@ def other_schedule(made: MorphingTrainer, breaks: Breaks) -> None:
     made.schedule = Schedule.of([*SCHEDULE[:2], entry("freeze_layer", "wte", 1)])
 
 
+def other_memory(made: MorphingTrainer, breaks: Breaks) -> None:
+    """What is loaded of a checkpoint differs, as from another disk."""
+    load = made._load_states
+
+    def loads(folder: Path) -> None:
+        load(folder)
+        drift_moment(made)
+
+    made._load_states = loads  # type: ignore[method-assign]
+
+
 DRIFTS: dict[str, Callable[[MorphingTrainer, Breaks], None]] = {
     "weight": at_step_end(drift_weight),
     "exp_avg": at_step_end(drift_moment),
     "setting": at_step_end(drift_setting),
     "batch": other_batch,
     "schedule": other_schedule,
+    "loaded": other_memory,
 }
 """Name -> makes the rank another one than the others, without an error."""
 

@@ -23,7 +23,8 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
 from morphing_trainer import LoraArguments, MorphingTrainer, add_adapters
-from morphing_trainer.layers import saving
+from morphing_trainer.layers import beside, saving, sharding
+from morphing_trainer.memory.system import Amount
 from morphing_trainer.run import applying
 from morphing_trainer.sharding import reshard, whole
 from tests.sharded import sharded
@@ -52,7 +53,10 @@ class Job:
         fails: (rank, what): this rank runs out of memory when it is to "grow", in the last micro-batch of a "step", or
             in a "trial" of more than 8 samples; of disk when it is to "save" or "write", or to
             "publish" step 8; or its disk does not answer ("stalls") at that step. Under "draw" it draws other numbers.
+            Of what it writes itself of a sharded optimizer, "share" fails at step 8, "stuck share" never ends, and
+            "slow share" ends when it trains step 11.
         pressed: (rank, step): memory is short for this rank at the end of this step.
+        room: (rank, bytes) of memory that this rank finds free.
         spoils: (rank, steps, what): see `Spoils`.
     """
 
@@ -70,6 +74,7 @@ class Job:
     saves: bool = False
     fails: tuple[int, str] | None = None
     pressed: tuple[int, int] | None = None
+    room: tuple[int, int] | None = None
     spoils: tuple[int, tuple[int, ...], str] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -96,6 +101,7 @@ class Interferes(TrainerCallback):
         self.job = job
         self.rank = rank
         self.trainer: MorphingTrainer | None = None
+        self.reached = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.job.begun.touch()
@@ -109,6 +115,7 @@ class Interferes(TrainerCallback):
                 signal.raise_signal(signum)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.reached = state.global_step
         time.sleep(self.job.pause)
 
 
@@ -150,6 +157,20 @@ def at_step_8(what: str) -> Callable[[Path, Path], None]:
     return failing
 
 
+def share_of_step_8(what: str, reached: Callable[[], int]) -> Callable[..., None]:
+    """`write_pieces`, but for the checkpoint of step 8: a full disk, or one that answers late or never."""
+    write_pieces = sharding.write_pieces
+
+    def failing(folder: Path, *share: Any) -> None:
+        if "checkpoint-8-" in folder.parent.name:
+            if what == "share":
+                raise OSError("no space left")
+            wait_until(lambda: what == "slow share" and reached() >= 10)
+        write_pieces(folder, *share)
+
+    return failing
+
+
 def run(job: Job, environment: Mapping[str, str]) -> None:
     """In the process: train, and leave losses and weights behind."""
     os.environ.update(environment)
@@ -187,6 +208,10 @@ def run(job: Job, environment: Mapping[str, str]) -> None:
         saving.random_states = fail(OSError("no space left"))  # type: ignore[assignment]
     if job.fails in ((rank, "publish"), (rank, "stalls")):
         saving.publish = at_step_8(job.fails[1])
+    if job.fails in ((rank, "share"), (rank, "stuck share"), (rank, "slow share")):
+        sharding.write_pieces = share_of_step_8(job.fails[1], lambda: interferes.reached)  # type: ignore[assignment]
+    if job.room is not None and job.room[0] == rank:
+        beside.system_memory = lambda: Amount(2**40 - job.room[1], 2**40)  # type: ignore[assignment, index]
     resume = job.resume
     if resume == "if possible":
         resume = any(job.folder.glob("checkpoint-*"))

@@ -124,3 +124,13 @@ def test_ranks_that_differ_stop(tmp_path: Path, drift: str, where: str, what: st
         assert each["text"].startswith(f"{where}: the ranks differ in {what}")
         assert each["intact"], "the connections are in order"
         assert each["layers"] == (2 if drift == "setting" else 1)
+
+
+def test_ranks_that_load_another_optimizer_stop(tmp_path: Path) -> None:
+    assert finish(launched(Failing(tmp_path / "run")), seconds=90) == [0, 0]
+    job = Failing(tmp_path / "run", "loaded", resume=True, options={"max_steps": 9})
+    assert finish(launched(job), seconds=90) == [0, 0]
+    for rank in (0, 1):
+        told = json.loads(job.told(rank).read_text())
+        assert told["type"] == "RankError", told
+        assert "the ranks differ in transformer.h.0.mlp.c_proj.bias (exp_avg): other values on rank 1" in told["text"]
