@@ -102,7 +102,8 @@ class MorphingConfig(TrainingOptions, TrainingArguments):
         default=False,
         metadata={
             "help": "Write checkpoints beside the training, which then waits for a copy of the state only. Takes as "
-            "much host memory as a checkpoint's size while one is being written, of which there is one at a time."
+            "much host memory as a checkpoint's size while one is being written, of which there is one at a time. "
+            "Under FSDP2 it also waits until the weights are put together."
         },
     )
 

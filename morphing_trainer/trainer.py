@@ -413,7 +413,7 @@ class MorphingTrainer(OperatingTrainer):
         self._use_data(state)
         averages = bool(self.args.average_tokens_across_devices)
         session = Session(self.schedule, state, self.course, averages_tokens=averages, consensus=self._consensus)
-        session.is_written = lambda: self._background.done
+        session.is_written = self._part_is_done
         self.session = self._morphing.session = self.callback_handler.session = session
         if target is None or bundle is None:
             self._take_folder(bundle, state, overrides)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,36 @@ from morphing_trainer.engine import dressed, optimizer_names
 from morphing_trainer.layers.optimizing import OptimizingTrainer
 from morphing_trainer.lineage import ModelSpec
 from morphing_trainer.run.applying import bare_optimizer
+from morphing_trainer.run.snapshot import Copier
 from morphing_trainer.sharding import collected, is_sharded, reshard
-from morphing_trainer.sharding.files import FOLDER, load_state, split, write_pieces
+from morphing_trainer.sharding.files import FOLDER, Rows, load_state, own_pieces, split, write_pieces
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one process writes of a sharded optimizer.
+
+    Attributes:
+        small: what `optimizer.pt` holds beside the rows, of which every process has all.
+        rows: own rows by parameter and key.
+        rank: of this process.
+        arrived: as a `Snapshot`'s.
+    """
+
+    small: Mapping[str, Any]
+    rows: Mapping[str, Rows]
+    rank: int
+    arrived: torch.cuda.Event | None
+
+    def write(self, checkpoint: Path) -> None:
+        """Write the rows into a checkpoint's folder, which exists. No process group is used.
+
+        Raises:
+            OSError, SafetensorError: if the disk refuses.
+        """
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        write_pieces(checkpoint / FOLDER, self.rows, self.rank)
 
 
 class ShardingTrainer(OptimizingTrainer):
@@ -70,15 +100,18 @@ class ShardingTrainer(OptimizingTrainer):
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
-    def write_shares(self, folder: Path) -> dict[str, Any]:
-        """Write this process's rows of the optimizer's state into a checkpoint, all processes together.
+    def own_share(self, *, copied: bool) -> Share:
+        """This process's part of a checkpoint, beside what the main process has of it: rows of the optimizer's state.
 
-        Returns what `optimizer.pt` holds beside them.
+        Args:
+            copied: the rows are to be the share's own, in host memory.
         """
-        optimizer = bare_optimizer(self)
+        optimizer, copier = bare_optimizer(self), Copier()
         small, pieces = split(optimizer.state_dict(), optimizer_names(self.bare_model, optimizer))
-        write_pieces(folder / FOLDER, pieces)
-        return small
+        rows = own_pieces(pieces)
+        if copied:
+            rows = {name: Rows(copier.tensor(own.values), own.first) for name, own in rows.items()}
+        return Share(small, rows, self.args.process_index, copier.recorded())
 
     def _load_states(self, folder: Path) -> None:
         """Load optimizer and scheduler, whole or sharded, into what this run has."""

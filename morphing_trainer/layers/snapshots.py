@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -22,6 +22,7 @@ from morphing_trainer.run.folder import JOURNAL
 from morphing_trainer.run.references import References
 from morphing_trainer.run.snapshot import Copier, Snapshot
 from morphing_trainer.schedule import Schedule
+from morphing_trainer.sharding.tensors import local_part
 
 
 class SnapshotTrainer(ExportingTrainer):
@@ -57,7 +58,11 @@ class SnapshotTrainer(ExportingTrainer):
         if whole and optimizer is None:
             optimizer = bare_optimizer(self).state_dict()
         if copied:
-            held = {name: copier.tensor(weight) for name, weight in plain.named_parameters()}
+            live = {_memory(weight) for weight in self.bare_model.parameters()}
+            held = {
+                name: weight.detach() if weight.is_cpu and _memory(weight) not in live else copier.tensor(weight)
+                for name, weight in plain.named_parameters()
+            }
             plain = dressed(ModelSpec.of(plain), held, like=plain)
             plain.generation_config = copy.deepcopy(plain.generation_config)
             matrices = copier.tree(matrices)
@@ -86,6 +91,14 @@ class SnapshotTrainer(ExportingTrainer):
             arrived=copier.recorded(),
         )
 
+    def _copied_bytes(self) -> int:
+        """Host memory that a copy of this step takes on this rank."""
+        weights: list[Tensor] = list(self.model.parameters()) if self.args.should_save else []
+        state: list[Tensor] = []
+        if not self.args.save_only_model and (self.args.should_save or self.is_sharded):
+            state = [local_part(each) for each in _tensors(bare_optimizer(self).state)]
+        return sum(each.numel() * each.element_size() for each in (*weights, *state))
+
     def _state_now(self) -> TrainerState:
         """A copy of what `Trainer` knows of the run, with what its callbacks and its control want to have kept.
 
@@ -100,3 +113,16 @@ class SnapshotTrainer(ExportingTrainer):
         state.log_history = list(state.log_history)
         state.stateful_callbacks = copy.deepcopy(state.stateful_callbacks)
         return state
+
+
+def _memory(tensor: Tensor) -> int:
+    """Address of the memory that a tensor, or this process's part of it, lies in."""
+    return local_part(tensor).untyped_storage().data_ptr()
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _tensors(item)

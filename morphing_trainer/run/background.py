@@ -35,6 +35,11 @@ class Background:
         """Whether there is work to be waited for, and that will not take any time."""
         return self._thread is not None and not self._thread.is_alive()
 
+    @property
+    def busy(self) -> bool:
+        """Whether work is going on."""
+        return self._thread is not None and self._thread.is_alive()
+
     def afterwards(self, action: Callable[[], None]) -> None:
         """Do `action` when no work is going on: at once, if there is none."""
         thread = self._thread

@@ -51,7 +51,7 @@ class Consensus:
             decision: what rank 0 decided; ignored on other ranks.
             tokens: tokens that this rank trained on since the last exchange.
             pressed: memory has become short for this rank.
-            written: this rank has written the checkpoint that was being written.
+            written: a checkpoint is being written, and this rank has done its part of it; agreed on when all have.
             bad: what of the last step was not finite on this rank, see `run.finite`; added up over the ranks.
         """
         if self._group is None:
@@ -60,7 +60,7 @@ class Consensus:
         sums = torch.tensor([int(stop), int(has_decided), tokens, int(pressed), int(written), bad], dtype=torch.int64)
         dist.all_reduce(sums, group=self._group)
         agreed = self.shared(decision) if sums[1] else None
-        return Agreed(bool(sums[0]), agreed, int(sums[2]), bool(sums[3]), bool(sums[4]), int(sums[5]))
+        return Agreed(bool(sums[0]), agreed, int(sums[2]), bool(sums[3]), int(sums[4]) == self.world_size, int(sums[5]))
 
     def gathered(self, figures: Sequence[float]) -> list[list[float]]:
         """Everybody's figures, (ranks, figures); every rank has as many."""

@@ -109,12 +109,17 @@ def together(consensus: Consensus, let_go: Callable[[], None]) -> Iterator[None]
         consensus.settle(None)  # another one may be failing in what this one has just finished
     except BaseException as error:
         # Where all have raised together, the connections are in order.
-        if any(each is consensus.known for each in _chain(error)):
+        if raised_together(error, consensus):
             raise
         told = farewell.part(error, let_go)
         if told is None:
             raise
         raise told from error
+
+
+def raised_together(error: BaseException | None, consensus: Consensus) -> bool:
+    """Whether all ranks raise, this one `error`."""
+    return any(each is consensus.known for each in _chain(error))
 
 
 def reason(error: BaseException) -> str:

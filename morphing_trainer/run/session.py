@@ -54,9 +54,9 @@ class Session:
         self.writing = False
         """Whether that is still being written; callbacks hear of it when it is there."""
         self.is_written: Callable[[], bool] = lambda: False
-        """Asked at the end of every step: whether this rank has been writing a checkpoint and is done."""
+        """Asked at the end of every step: whether a checkpoint is being written, and this rank has done its part."""
         self.written = False
-        """Whether any rank was done, at the end of the last step."""
+        """Whether all had, at the end of the last step."""
         self.is_pressed: Callable[[], bool] = lambda: False
         """Asked at the end of every step: whether memory has become short for this rank."""
         self.pressed = False

@@ -89,7 +89,8 @@ class Copier:
     """Copies tensors to host memory. From a CUDA device they go through pinned memory, and nobody waits for them."""
 
     def __init__(self) -> None:
-        self._copies: dict[int, Tensor] = {}
+        self._copies: dict[int, tuple[Tensor, Tensor]] = {}
+        """Original and copy: an original that were gone might leave its id to another tensor."""
         self._on_device = False
 
     def tensor(self, tensor: Tensor) -> Tensor:
@@ -101,8 +102,8 @@ class Copier:
                 copy = torch.empty_like(source, device="cpu", pin_memory=True).copy_(source, non_blocking=True)
             else:
                 copy = source.to("cpu", copy=True)
-            self._copies[id(tensor)] = copy
-        return self._copies[id(tensor)]
+            self._copies[id(tensor)] = tensor, copy
+        return self._copies[id(tensor)][1]
 
     def tree(self, value: Any) -> Any:
         """A copy of dictionaries, lists and tuples down to their tensors; other leaves are taken as they are."""

@@ -2,27 +2,30 @@
 read what another number has written.
 
 A checkpoint then holds `optimizer.pt` as ever, but with the param groups and single numbers only, and beside it the
-folder `optimizer` with the moments, one safetensors file per process, by torch's distributed checkpoint. Its own format
-would keep the index as a pickle; safetensors are data only.
+folder `optimizer` with the moments, one safetensors file per process, as torch's distributed checkpoint has them and
+reads them. Its own format would keep the index as a pickle; safetensors are data only.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Replicate
 from torch.optim import Optimizer
 
 from morphing_trainer.errors import CheckpointError
-from morphing_trainer.sharding.tensors import empty_share, share_of
+from morphing_trainer.sharding.tensors import empty_share, local_part, own_rows, share_of
 
 FOLDER = "optimizer"
 SHARDED = "sharded"
@@ -44,12 +47,48 @@ def split(state: Mapping[str, Any], names: Names) -> tuple[dict[str, Any], dict[
     return {"state": small, "param_groups": state["param_groups"], SHARDED: facts}, pieces
 
 
-def write_pieces(folder: Path, pieces: Mapping[str, Tensor], process_group: Any = None) -> None:
-    """Write every process's rows of `pieces` into `folder`; all processes together."""
-    folder.mkdir(parents=True, exist_ok=True)
-    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
-    with _quietly():
-        save(dict(pieces), storage_writer=writer, process_group=process_group)
+@dataclass(frozen=True)
+class Rows:
+    """What one process keeps of a sharded tensor.
+
+    Attributes:
+        values: (own rows, ...).
+        first: number of the first of them in the whole tensor.
+    """
+
+    values: Tensor
+    first: int
+
+
+def own_pieces(pieces: Mapping[str, Tensor]) -> dict[str, Rows]:
+    """This process's rows of sharded tensors. Of processes that keep the same ones, the first has them written."""
+    found = {}
+    for name, piece in pieces.items():
+        assert isinstance(piece, DTensor)
+        place = piece.device_mesh.get_coordinate() or ()
+        if not any(at for at, way in zip(place, piece.placements, strict=True) if isinstance(way, Replicate)):
+            found[name] = Rows(local_part(piece.detach()), own_rows(piece).start)
+    return found
+
+
+def write_pieces(folder: Path, pieces: Mapping[str, Rows], rank: int) -> None:
+    """Write this process's rows into `folder`, beside those of the others; none is waited for.
+
+    The file is the one that torch's `HuggingFaceStorageWriter(save_distributed=True)` writes, which needs all processes
+    to meet: in a thread beside the training they cannot.
+
+    Raises:
+        OSError, SafetensorError: if the disk refuses.
+    """
+    folder.mkdir(exist_ok=True)
+    if not pieces:
+        return
+    path = folder / f"shard-{rank + 1:05}-model-00001-of-00001.safetensors"
+    offsets = {name: {"saved_offsets": [own.first] + [0] * (own.values.ndim - 1)} for name, own in pieces.items()}
+    facts = {"DCP_SHARDING_INFO": json.dumps(offsets), "DCP_VERSION": "1.0", "format": "pt"}
+    save_file({name: own.values.cpu().contiguous() for name, own in pieces.items()}, path, facts)
+    with path.open("rb") as file:  # another machine, which hashes it, could not bring it to the disk
+        os.fsync(file.fileno())
 
 
 def is_divided(saved: Mapping[str, Any]) -> bool:

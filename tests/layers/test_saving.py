@@ -17,8 +17,9 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from morphing_trainer import LoraArguments, MorphingTrainer, add_adapters
 from morphing_trainer.checkpoint import checkpoints, verify
 from morphing_trainer.errors import CheckpointError, StorageError
-from morphing_trainer.layers import saving
+from morphing_trainer.layers import beside, saving
 from morphing_trainer.memory.system import Amount
+from morphing_trainer.run.background import Background
 from morphing_trainer.run.bundle import REQUIRED
 from morphing_trainer.run.snapshot import Copier, Snapshot, write
 from tests.support import DEFAULTS, Tokens, losses, same, tiny_model, trainer, weights
@@ -294,8 +295,8 @@ def test_who_leaves_at_once_leaves_the_folder_locked_until_the_write_is_over(
 def test_without_room_for_a_copy_it_waits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(saving, "system_memory", lambda: Amount(99, 100))
-    monkeypatch.setattr(saving.Background, "start", lambda *_: pytest.fail("written beside the training"))
+    monkeypatch.setattr(beside, "system_memory", lambda: Amount(99, 100))
+    monkeypatch.setattr(Background, "start", lambda *_: pytest.fail("written beside the training"))
     run = trainer(tmp_path, **{**ASYNC, "max_steps": 4})
     with caplog.at_level(logging.WARNING):
         run.train()
@@ -358,3 +359,10 @@ def test_copies_keep_what_is_shared() -> None:
     tensor.zero_()
     assert copy["state"][0]["step"].sum() == 15
     assert copier.recorded() is None
+
+
+def test_copies_of_passing_tensors() -> None:
+    """An original that is gone gives its id to the next one."""
+    copier = Copier()
+    copies = [copier.tensor(torch.full((2,), float(number))) for number in range(50)]
+    assert [float(copy[0]) for copy in copies] == list(range(50))

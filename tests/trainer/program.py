@@ -54,7 +54,7 @@ class Job:
             in a "trial" of more than 8 samples; of disk when it is to "save" or "write", or to
             "publish" step 8; or its disk does not answer ("stalls") at that step. Under "draw" it draws other numbers.
             Of what it writes itself of a sharded optimizer, "share" fails at step 8, "stuck share" never ends, and
-            "slow share" ends when it trains step 11.
+            "slow share" ends when it trains step 11. "slow publish" takes it two steps at that step.
         pressed: (rank, step): memory is short for this rank at the end of this step.
         room: (rank, bytes) of memory that this rank finds free.
         spoils: (rank, steps, what): see `Spoils`.
@@ -143,15 +143,16 @@ def fail(error: Exception) -> Callable[..., NoReturn]:
     return failing
 
 
-def at_step_8(what: str) -> Callable[[Path, Path], None]:
-    """`publish`, but for the checkpoint of step 8: a full disk, or one that does not answer."""
+def at_step_8(what: str, reached: Callable[[], int]) -> Callable[[Path, Path], None]:
+    """`publish`, but for the checkpoint of step 8: a full disk, or one that answers late or never."""
     publish = saving.publish
 
     def failing(staging: Path, final: Path) -> None:
         if final.name == "checkpoint-8":
             if what == "publish":
                 raise OSError("no space left")
-            time.sleep(1000)
+            begun = reached()
+            wait_until(lambda: what == "slow publish" and reached() >= begun + 2, 1000 if what == "stalls" else 60)
         publish(staging, final)
 
     return failing
@@ -206,8 +207,8 @@ def run(job: Job, environment: Mapping[str, str]) -> None:
         saving.staging_folder = fail(OSError("no space left"))  # type: ignore[assignment]
     if job.fails == (rank, "write"):
         saving.random_states = fail(OSError("no space left"))  # type: ignore[assignment]
-    if job.fails in ((rank, "publish"), (rank, "stalls")):
-        saving.publish = at_step_8(job.fails[1])
+    if job.fails in ((rank, "publish"), (rank, "stalls"), (rank, "slow publish")):
+        saving.publish = at_step_8(job.fails[1], lambda: interferes.reached)
     if job.fails in ((rank, "share"), (rank, "stuck share"), (rank, "slow share")):
         sharding.write_pieces = share_of_step_8(job.fails[1], lambda: interferes.reached)  # type: ignore[assignment]
     if job.room is not None and job.room[0] == rank:
@@ -284,8 +285,8 @@ def newest(job: Job) -> int:
     return max((int(path.name.split("-")[1]) for path in job.folder.glob("checkpoint-*")), default=0)
 
 
-def wait_until(holds: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
+def wait_until(holds: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < end, "training did not get on"
         time.sleep(0.01)

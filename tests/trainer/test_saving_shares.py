@@ -80,6 +80,14 @@ def test_training_does_not_wait_for_the_disk(rank: int, tmp_path: Path, waiting:
     assert_same_files(run.folder / "checkpoint-8", waiting.folder / "checkpoint-8")
 
 
+def test_training_does_not_wait_for_the_last_round(tmp_path: Path) -> None:
+    """Two steps are trained while a checkpoint is published; each ends an epoch, which looks at the write once more."""
+    options = {"save_steps": 8, "max_steps": 16}
+    found = job(tmp_path / "run", schedule=[], samples=16, pause=0.1, fails=(0, "slow publish"), options=options)
+    run = complete(found, 2)
+    assert names(run.folder) == ["checkpoint-16", "checkpoint-8"]
+
+
 @pytest.mark.parametrize("fails", [(0, "share"), (1, "share"), (0, "publish")])
 def test_a_process_whose_disk_is_full(fails: tuple[int, str], tmp_path: Path) -> None:
     """All end by the next save, with the reason, and nothing is left of step 8."""
