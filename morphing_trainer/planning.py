@@ -33,8 +33,8 @@ MOST_EFFORT = 20_000
 """How long the endless part of a schedule is played: an operation counts 1, a morph the model's number of parameter
 tensors. About a second; not measured in time, so that all ranks play alike."""
 
-MOST_WRITTEN = 400_000
-"""The same for what is written out, all of which has to be played: about twenty seconds. More than that is refused."""
+MOST_WRITTEN = 200_000
+"""The same for what is written out, all of which has to be played: about ten seconds. More than that is refused."""
 
 
 def operation_rng(seed: int, index: int) -> torch.Generator:
@@ -79,6 +79,8 @@ def play(
     run = _DryRun(schedule, spec, settings, seed, position.since, evaluates, can_evaluate, analyses, check, settle)
     phases = [_phase(position.done, None, None, "", spec, settings)]
     for index in range(position.done, len(schedule.entries)):
+        if run.problems and run.effort > MOST_EFFORT:
+            break  # what there is to tell so far is enough to go on with
         if run.effort > MOST_WRITTEN:
             what = "the operations up to here change so many tensors that checking them all would take too long"
             problem = Problem(schedule.where(index), f"{what}; write fewer, or repeat them to the end")

@@ -132,11 +132,11 @@ def _explained(error: ValidationError, kind: type[BaseModel]) -> Iterator[Fault]
                     mistyped.setdefault(path, []).append(what)
         if what not in grouped.setdefault(path, []):
             grouped[path].append(what)
+    covering = {path[:end] for path in grouped for end in range(len(path))}
     for path, whats in grouped.items():
         # An alternative of the right type tells more than one of another type.
         closer = [what for what in whats if what not in mistyped.get(path, [])]
-        covering = any(path != other and path == other[: len(path)] for other in grouped)
-        if not covering:
+        if path not in covering:
             yield path, " or ".join(closer or whats)
 
 

@@ -401,7 +401,7 @@ def test_playing_an_endless_part_ends() -> None:
 
 
 def test_more_than_can_be_checked_in_time_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planning, "MOST_WRITTEN", 500)  # instead of twenty seconds
+    monkeypatch.setattr(planning, "MOST_WRITTEN", 500)  # instead of ten seconds
     lines = [entry("freeze_layer", "wpe"), entry("unfreeze_layer", "wpe")]
     assert len(plan(*lines * 5)) == 11
     assert len(plan(*[entry("change_lr", 0.999)] * 450)) == 451  # costs little
