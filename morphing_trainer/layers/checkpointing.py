@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import set_seed
 from transformers.trainer_callback import ExportableState
@@ -15,6 +14,7 @@ from transformers.trainer_callback import ExportableState
 from morphing_trainer.checkpoint import latest_valid
 from morphing_trainer.checkpoint.ahead import Ahead
 from morphing_trainer.checkpoint.store import checkpoints
+from morphing_trainer.checkpoint.torch_files import read_torch_file
 from morphing_trainer.checkpoint.trainer_files import OPTIMIZER, SCALER, SCHEDULER, TRAINER_STATE, check_callbacks, told
 from morphing_trainer.engine import rebuild_optimizer
 from morphing_trainer.errors import CheckpointError
@@ -85,7 +85,7 @@ class CheckpointingTrainer(SavingTrainer):
             super()._load_states(folder)
             return
         self.optimizer.load_state_dict(state)
-        self.lr_scheduler.load_state_dict(torch.load(folder / SCHEDULER, map_location="cpu", weights_only=True))
+        self.lr_scheduler.load_state_dict(read_torch_file(folder / SCHEDULER, mapped=False))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Nothing: the model was rebuilt before training began, and a lenient second load would only hide faults."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.trainer import SCHEDULER_NAME
 
+from morphing_trainer.checkpoint.torch_files import read_torch_file
 from morphing_trainer.engine import dressed, optimizer_names
 from morphing_trainer.layers.optimizing import OptimizingTrainer
 from morphing_trainer.lineage import ModelSpec
@@ -120,4 +121,4 @@ class ShardingTrainer(OptimizingTrainer):
             return
         model, optimizer = self.bare_model, bare_optimizer(self)
         load_state(folder, optimizer, model, optimizer_names(model, optimizer))
-        self.lr_scheduler.load_state_dict(torch.load(folder / SCHEDULER_NAME, map_location="cpu", weights_only=True))
+        self.lr_scheduler.load_state_dict(read_torch_file(folder / SCHEDULER_NAME, mapped=False))
