@@ -432,3 +432,12 @@ def test_a_check_of_the_caller_sees_every_round() -> None:
         "schedule: entry 1, operation 2 (change_lr), round 4: too large",
     ]
     assert len(play(schedule, ModelSpec(tiny_config()), SETTINGS, check=small, steps=35)) == 3
+
+
+def test_a_schedule_with_faults_is_not_played_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is told first is enough to go on with; without faults all of it is played."""
+    monkeypatch.setattr(planning, "MOST_EFFORT", 100)
+    bad, good = entry("freeze_layer", "h.99"), entry("freeze_layer", "wpe")
+    assert len(problems(bad, good, bad)) == 2
+    assert len(problems(bad, *[good] * 20, bad)) == 1
+    assert len(plan(*[good] * 20)) == 21

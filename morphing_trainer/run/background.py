@@ -31,11 +31,6 @@ class Background:
         self._thread.start()
 
     @property
-    def done(self) -> bool:
-        """Whether there is work to be waited for, and that will not take any time."""
-        return self._thread is not None and not self._thread.is_alive()
-
-    @property
     def busy(self) -> bool:
         """Whether work is going on."""
         return self._thread is not None and self._thread.is_alive()

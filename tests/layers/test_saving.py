@@ -158,7 +158,7 @@ def test_training_does_not_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest
         progress.append((step, names(run), list(told.saved)))
         if step == 6:
             ready.set()
-            wait_until(lambda: run._background.done)
+            wait_until(lambda: not run._background.busy)
 
     progress: list[tuple[int, list[str], list[int]]] = []
     told = Does(watch)
