@@ -48,12 +48,12 @@ class Steps(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         assert self.trainer is not None
         seconds, background = time.perf_counter() - self.began, self.trainer._background
-        if state.global_step > SAVE and not background.done and self.trainer._writing is not None:
+        if state.global_step > SAVE and background.busy:
             self.beside.append(seconds)
         elif 1 < state.global_step <= SAVE:
             self.alone.append(seconds)
         if state.global_step == STEPS:
-            while self.trainer._writing is not None and not background.done:
+            while background.busy:
                 time.sleep(0.01)
 
 
