@@ -49,7 +49,13 @@ class CheckpointingTrainer(SavingTrainer):
             return read_bundle(Path(resume))
         if found := checkpoints(self.run_folder):
             self._read_ahead(found[0])
-        path = latest_valid(self.run_folder, REQUIRED, check_open_guard)
+        read: dict[Path, Bundle] = {}
+
+        def look(folder: Path) -> None:
+            read[folder] = read_bundle(folder, verified=True)
+            check_open_guard(read[folder])
+
+        path = latest_valid(self.run_folder, REQUIRED, look)
         if self._ahead is not None and self._ahead.folder != path:
             self._ahead = None
         if path is None and resume == AUTO and not checkpoints(self.run_folder):
@@ -61,7 +67,7 @@ class CheckpointingTrainer(SavingTrainer):
                 f"resume_from_checkpoint: nothing to resume in {self.run_folder}: {what}. Start afresh with "
                 "--overwrite_output_dir, or name another folder."
             )
-        return read_bundle(path, verified=True)
+        return read[path]
 
     def _read_ahead(self, folder: Path) -> None:
         """Begin to read the large files of a checkpoint that is about to be verified.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from morphing_trainer.checkpoint import verify
 from morphing_trainer.errors import CheckpointError
-from morphing_trainer.run.bundle import REQUIRED, Bundle, read_bundle
+from morphing_trainer.run.bundle import REQUIRED, Bundle
 from morphing_trainer.run.guard import Guard
 from morphing_trainer.run.state import RunState
 
@@ -56,11 +56,11 @@ def check_base(path: Path, guard: Guard, run: Path) -> None:
         raise CheckpointError(f"{place}, {what}; resume from an earlier checkpoint.") from error
 
 
-def check_open_guard(path: Path) -> None:
+def check_open_guard(bundle: Bundle) -> None:
     """`check_base` for a checkpoint that has been verified, if a guard is open in it."""
-    guard = read_bundle(path, verified=True).state.get("guard")
+    guard = bundle.state.get("guard")
     if guard is not None:
-        check_base(path, Guard.from_dict(guard), path.parent)
+        check_base(bundle.path, Guard.from_dict(guard), bundle.path.parent)
 
 
 def bring(guard: Guard, there: Path, run: Path) -> None:
