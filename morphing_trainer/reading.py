@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 from pathlib import Path
 from typing import Any
 
 MOST_BYTES = 256 << 20
 """Larger than any file that a run writes as JSON."""
+
+MOST_NAME, MOST_PATH = 255, 4096
+"""Bytes of a file's name, and of a path (Linux; others take no more)."""
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -55,3 +59,13 @@ def check_regular(path: Path) -> None:
     """Raises ValueError if this is no regular file: to open a pipe waits for ever. OSError if it is not there."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise ValueError("it is not a regular file")
+
+
+def path_fault(name: str) -> str | None:
+    """Why no file system would take this for a path, None if it may be one."""
+    if "\0" in name:
+        return "holds a NUL character; remove it"
+    longest = max(len(os.fsencode(part)) for part in name.split("/"))
+    if longest > MOST_NAME or len(os.fsencode(name)) >= MOST_PATH:
+        return f"is too long for a path ({len(name):,} characters); give a shorter one"
+    return None

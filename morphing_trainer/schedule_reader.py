@@ -112,7 +112,8 @@ def _read_list(data: Sequence[Any], source: Source, defaults: Mapping[str, Any],
                 problems.append(Problem(item.where, f"{what}; give a number of times, or move it to the end"))
             continue
         number = 1 if item.repeat is None else int(item.repeat)
-        if item.repeat is not None and total + number * item.size > MOST_OPERATIONS:
+        # A group that is empty takes time, too.
+        if item.repeat is not None and total + number * max(1, item.size) > MOST_OPERATIONS:
             what = f"makes more than {MOST_OPERATIONS:,} operations in all, written out"
             problems.append(Problem(item.where, f"{what}; repeat less often, or to the end"))
             continue

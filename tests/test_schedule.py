@@ -535,6 +535,13 @@ def test_repeats_are_limited_and_cost_nothing_beyond() -> None:
             Schedule.of(items)
 
 
+@pytest.mark.parametrize("operations", [[], None, 3, "change_lr"])
+@pytest.mark.timeout(20)
+def test_nothing_repeated_often_costs_nothing(operations: Any) -> None:
+    with pytest.raises(ScheduleError, match="entry 1, repeat: makes more than 10,000 operations"):
+        Schedule.of([{"repeat": 10**30, "operations": operations}])
+
+
 def test_repeats_survive_the_round_trip(tmp_path: Path) -> None:
     schedule = Schedule.load(write(tmp_path, REPEATS_YAML))
     listed = schedule.to_list()

@@ -5,15 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, get_origin
 
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 from morphing_trainer.cli.groups import ALL, Given, options_of
 from morphing_trainer.errors import Problem, suggest
+from morphing_trainer.reading import path_fault
 
 _AT_LEAST = {
     **dict.fromkeys(("n_layer", "n_head", "n_embd", "n_inner", "n_positions", "vocab_size"), 1),
@@ -36,6 +37,8 @@ _SHARE = {"dropout", "lora_dropout", "validation_split", "adam_beta1", "adam_bet
 _SHARE |= {"momentum", "optimizer_warmup_fraction"}
 _OF_A_PLAN = ("dataset_name", "dataset_config", "train_file", "validation_file", "max_steps", "num_train_epochs")
 _NEW_MODEL = ("n_layer", "n_head", "n_embd", "n_inner", "n_positions", "vocab_size", "activation_function")
+_PATHS = ("output_dir", "resume_from_checkpoint", "scaling_schedule_file", "plan")
+_PATHS += ("model_name_or_path", "tokenizer_name", "dataset_name", "train_file", "validation_file")
 
 
 def value_problems(given: Mapping[str, Given]) -> Iterator[Problem]:
@@ -96,6 +99,8 @@ def _value_problem(name: str, value: Any) -> str | None:
         return "not supported; use FSDP2: accelerate launch --config_file accelerate_configs/fsdp2.yaml train.py ..."
     if name == "language" and not re.fullmatch("[a-z]{2,3}", value):
         return f"must be an ISO 639 code such as en or de, is {value!r}"
+    if name in _PATHS and (fault := _paths_fault(value)):
+        return fault
     if name == "output_dir" and value == "":
         return "is empty; give a folder"
     if isinstance(value, str | dict) and any(
@@ -103,6 +108,12 @@ def _value_problem(name: str, value: Any) -> str | None:
     ):
         return _mapping_problem(name, value)
     return None
+
+
+def _paths_fault(value: Any) -> str | None:
+    """Of a path, or the first of several."""
+    paths = [value] if isinstance(value, str) else value if isinstance(value, list | tuple) else []
+    return next((fault for path in paths if isinstance(path, str) and (fault := path_fault(path))), None)
 
 
 def _mapping_problem(name: str, value: str | dict[str, Any]) -> str | None:
@@ -115,7 +126,7 @@ def _mapping_problem(name: str, value: str | dict[str, Any]) -> str | None:
     if isinstance(value, str):
         if name not in ("accelerator_config", "fsdp_config"):
             return f"expected a mapping in a file, or JSON such as '{{\"key\": 1}}', got {value!r}"
-        return None if Path(value).is_file() else f"there is no file {value!r}; give JSON or the path of a JSON file"
+        return None if os.path.isfile(value) else f"there is no file {value!r}; give JSON or the path of a JSON file"
     if name == "accelerator_config":
         valid = [entry.name for entry in dataclasses.fields(AcceleratorConfig)]
         return next((f"no such key {key!r}{suggest(key, valid)}" for key in value if key not in valid), None)

@@ -216,6 +216,11 @@ def test_all_unknown_options_are_reported() -> None:
         ),
         ("lr_scheduler_kwargs", "cycles", "expected a mapping in a file, or JSON such as '{\"key\": 1}', got 'cycles'"),
         ("fsdp_config", "no/such.json", "there is no file 'no/such.json'; give JSON or the path of a JSON file"),
+        ("accelerator_config", "x" * 300, f"there is no file '{'x' * 300}'; give JSON or the path of a JSON file"),
+        ("output_dir", f"runs/{'x' * 256}", "is too long for a path (261 characters); give a shorter one"),
+        ("resume_from_checkpoint", "xyz/" * 1024, "is too long for a path (4,096 characters); give a shorter one"),
+        ("train_file", f"[a.txt, {'x' * 300}]", "is too long for a path (300 characters); give a shorter one"),
+        ("dataset_name", '"a\\0b"', "holds a NUL character; remove it"),
         ("accelerator_config", "{dispatch: 1}", "no such key 'dispatch'; did you mean 'dispatch_batches'?"),
     ],
 )
