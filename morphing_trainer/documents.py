@@ -23,7 +23,7 @@ from morphing_trainer.errors import MorphError, Problem
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 32
 MAX_ALIASES = 100
-MAX_VALUES = 100_000  # keys and values, with every alias written out
+MAX_VALUES = 30_000  # keys and values, with every alias written out
 SUFFIXES = (".yaml", ".yml", ".json")
 
 KeyPath = tuple[str | int, ...]

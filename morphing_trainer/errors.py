@@ -67,13 +67,24 @@ class Problem:
         return f"{where}: {what}" if where else what
 
 
+MOST_PROBLEMS = 100
+"""Of those that are told at once: who has read so many has enough to do."""
+
+
+def listed(problems: Iterable[Problem]) -> str:
+    """Problems, a line each."""
+    lines = [str(problem) for problem in problems]
+    more = len(lines) - MOST_PROBLEMS
+    return "\n".join([*lines[:MOST_PROBLEMS], *([f"... and {more:,} more"] if more > 0 else [])])
+
+
 class ScheduleError(MorphError):
     """Everything that is wrong with a schedule, all at once, in `problems`."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = tuple(problems)
         assert self.problems, "a ScheduleError needs at least one problem"
-        super().__init__("\n".join(str(problem) for problem in self.problems))
+        super().__init__(listed(self.problems))
 
 
 def suggest(name: str, valid: Iterable[str]) -> str:

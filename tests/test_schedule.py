@@ -535,6 +535,16 @@ def test_repeats_are_limited_and_cost_nothing_beyond() -> None:
             Schedule.of(items)
 
 
+def test_so_many_problems_are_told_at_once_and_the_rest_is_counted() -> None:
+    with pytest.raises(ScheduleError) as caught:
+        Schedule.of([{**LR, "value": 0}] * 2000)
+    assert len(caught.value.problems) == 2000
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 101
+    assert lines[99].startswith("schedule: entry 100 ")
+    assert lines[100] == "... and 1,900 more"
+
+
 @pytest.mark.parametrize("operations", [[], None, 3, "change_lr"])
 @pytest.mark.timeout(20)
 def test_nothing_repeated_often_costs_nothing(operations: Any) -> None:

@@ -17,7 +17,7 @@ from morphing_trainer.cli.exclusive import one_way
 from morphing_trainer.cli.groups import FIELDS, DataArguments, Given, ModelArguments
 from morphing_trainer.cli.values import value_problems
 from morphing_trainer.config import MorphingConfig
-from morphing_trainer.errors import ConfigError, Problem
+from morphing_trainer.errors import ConfigError, Problem, listed
 from morphing_trainer.lora_arguments import LoraArguments
 
 
@@ -54,7 +54,7 @@ def parse(argv: Sequence[str], prog: str = "train.py") -> Arguments:
     given, clashes = one_way(given)
     problems += clashes
     if problems:
-        raise ConfigError("\n".join(map(str, problems)))
+        raise ConfigError(listed(problems))
     values = {name: item.value for name, item in given.items()}
     if values.get("output_dir") is None:
         values["output_dir"] = f"runs/{Path(files[-1]).stem if files else 'run'}"

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from morphing_trainer.errors import ConfigError, Problem, suggest
+from morphing_trainer.errors import ConfigError, Problem, listed, suggest
 
 
 class _Parser(argparse.ArgumentParser):
@@ -76,7 +76,7 @@ def read_options(argv: Sequence[str]) -> argparse.Namespace:
         raise ConfigError(f"morph sample: {rest[0]}: {what}")
     problems = [Problem(f"--{name}", what) for name, what in _faults(options)]
     if problems:
-        raise ConfigError("\n".join(map(str, problems)))
+        raise ConfigError(listed(problems))
     return options
 
 

@@ -216,6 +216,10 @@ class MergeLoraWeights(_Adapting):
         )
 
 
+LEAST_ALPHA, MOST_ALPHA = 1e-12, 1e12
+"""Beyond these an adapter counts for nothing, or for more than numbers can hold when its gradients are squared."""
+
+
 class ChangeLoraAlpha(_Adapting):
     """Multiply the alpha of every adapter, and of those to come: they count for more, or for less.
 
@@ -228,6 +232,9 @@ class ChangeLoraAlpha(_Adapting):
     compensate: bool = False
 
     def morph(self, spec: ModelSpec, rng: torch.Generator) -> Morph:
+        for alpha in (spec.alpha * self.value, *(site.alpha * self.value for site in spec.sites.values())):
+            if not LEAST_ALPHA <= alpha <= MOST_ALPHA:
+                raise OperationError(f"alpha would become {alpha:g}; use a factor nearer to 1")
         sites = {module: Site(site.rank, site.alpha * self.value) for module, site in spec.sites.items()}
         new = spec.readapted(sites, alpha=spec.alpha * self.value)
         note = _changes(spec, new)

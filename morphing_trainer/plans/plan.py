@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from morphing_trainer.documents import SUFFIXES, Document, DocumentError, load_document
-from morphing_trainer.errors import ConfigError, Problem, ScheduleError, suggest
+from morphing_trainer.errors import ConfigError, Problem, ScheduleError, listed, suggest
 from morphing_trainer.plans.fields import Part, StageFields
 from morphing_trainer.run.course import Length
 from morphing_trainer.schedule import Schedule
@@ -65,7 +65,7 @@ def load_plan(name: str) -> Plan:
     source = Source(str(name), document.lines)
     stages, problems = _read_stages(document, source)
     if problems:
-        raise ConfigError("\n".join(str(problem) for problem in problems))
+        raise ConfigError(listed(problems))
     return Plan(str(name), tuple(stages), _joined(stages, source))
 
 

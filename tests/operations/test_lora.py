@@ -434,6 +434,15 @@ def test_what_is_wrong_in_any_model_is_refused_when_read(name: str, value: Any, 
     assert str(caught.value).startswith(f"schedule: entry 1 ({name}), value: ")
 
 
+@pytest.mark.parametrize("value", [1e-200, 1e-13, 1e200, 1e308])
+@pytest.mark.parametrize("compensate", [False, True])
+def test_an_alpha_beyond_all_measure_is_refused(value: float, compensate: bool) -> None:
+    adapted = then(BARE, "set_attn_lora_rank", 4).spec
+    for spec in (BARE, adapted):
+        with pytest.raises(OperationError, match=r"alpha would become \S+; use a factor nearer to 1"):
+            then(spec, "change_lora_alpha", value, compensate=compensate)
+
+
 @pytest.mark.parametrize(
     ("options", "match"),
     [
