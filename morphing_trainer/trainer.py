@@ -39,6 +39,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock
 from torch import nn
 from torch.optim import Optimizer
@@ -401,7 +402,9 @@ class MorphingTrainer(OperatingTrainer):
         same = partial(alike, self._arguments, self.schedule, self.course, state)
         agree_on(self._consensus, same, "where the run begins" if bundle is None else f"resume from {bundle.path}")
         if bundle is not None:
-            model = load_model(bundle.path, state.spec, self.model, self.args.device, self._weights_of(bundle.path))
+            # FSDP2 takes the rows that each device keeps from a model in host memory; whole, it may not fit into one.
+            place = torch.device("cpu") if self.is_fsdp_enabled else self.args.device
+            model = load_model(bundle.path, state.spec, self.model, place, self._weights_of(bundle.path))
             agree(self._consensus, model.named_parameters(), {}, f"the model of {bundle.path}")
             self.model = self.model_wrapped = model
             old = bare_optimizer(self) if self._custom_optimizer else None

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.optim import Optimizer
 from transformers import TrainerState
@@ -30,6 +31,8 @@ _RANDOM = ("python", "numpy", "cpu")
 _SHAPED = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
 """What optimizers keep in the shape of the parameter."""
 _INSTEAD = "use another checkpoint"
+_WHATEVER: tuple[type[Exception], ...] = (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError)
+_WHATEVER += (OverflowError, OSError, SafetensorError)
 
 
 def check_trainer_files(folder: Path, random_states: Iterable[str], step: Any) -> None:
@@ -104,7 +107,7 @@ def told(path: Path) -> Iterator[None]:
         yield
     except (torch.OutOfMemoryError, CheckpointError):
         raise
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError, OverflowError) as error:
+    except _WHATEVER as error:
         raise _bad(path, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:300]) from error
 
 

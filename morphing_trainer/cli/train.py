@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from morphing_trainer.models import load_model, new_model, scratch_config
 from morphing_trainer.plans import load_plan
 from morphing_trainer.plans.opening import open_plan
 from morphing_trainer.plans.plan import check_alone
+from morphing_trainer.run.consensus import RankError
 from morphing_trainer.run.folder import MODEL, check_start
 from morphing_trainer.run.signals import RunInterrupted
 from morphing_trainer.schedule import Schedule
@@ -36,16 +38,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         train(arguments)
         return 0
     except RunInterrupted as interruption:
-        if PartialState().is_main_process:
+        if _speaks():
             advice = "; go on with --resume_from_checkpoint true" if interruption.checkpoint else ""
             print(f"{interruption}{advice}", file=sys.stderr)
         return int(interruption.code or 0)
     except MorphError as error:
-        if PartialState().is_main_process:
+        if _speaks():
             print(f"error: {error}", file=sys.stderr)
         return 2
+    except RankError as error:  # the rank that had it shows where
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     finally:
-        PartialState().destroy_process_group()
+        if PartialState._shared_state:
+            PartialState().destroy_process_group()
+
+
+def _speaks() -> bool:
+    """Whether this process tells of what concerns all. From the launcher: accelerate may be what has failed."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def train(arguments: Arguments) -> MorphingTrainer:

@@ -121,11 +121,12 @@ class RecoveringTrainer(GuardedTrainer):
         assert self.session is not None
         state, before = self.session.state, self.session.state.settings
         if self.args.world_size > 1:
+            measured = "" if self.is_fsdp_enabled else ", or let adjust_batch_size measure what fits"
             raise OutOfMemoryError(
                 f"out of memory in step {state.step + 1} with {before.batch_size} samples per device ({reason}). A "
                 "step of several processes cannot be repeated, as they meet in it: resume from the last checkpoint "
                 f"with a smaller per_device_train_batch_size ({max(1, before.batch_size // 2)}) and more "
-                "gradient_accumulation_steps, or let adjust_batch_size measure what fits."
+                f"gradient_accumulation_steps{measured}."
             )
         self._go_back()
         if before.batch_size == 1:

@@ -24,6 +24,8 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.tensor import DTensor, Replicate
 from torch.optim import Optimizer
 
+from morphing_trainer.checkpoint.torch_files import read_torch_file
+from morphing_trainer.checkpoint.trainer_files import OPTIMIZER, told
 from morphing_trainer.errors import CheckpointError
 from morphing_trainer.sharding.tensors import empty_share, local_part, own_rows, share_of
 
@@ -106,19 +108,17 @@ def load_state(folder: Path, optimizer: Optimizer, model: torch.nn.Module, names
     Raises:
         CheckpointError: if it cannot be read, or does not fit.
     """
-    path = folder / "optimizer.pt"
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    path = folder / OPTIMIZER
+    saved = read_torch_file(path)
+    with told(path):
         state = {int(number): dict(entry) for number, entry in saved["state"].items()}
         if is_divided(saved):
             _read_pieces(folder / FOLDER, saved[SHARDED], state, model, names)
         else:
             _divide(state, model, names)
+        for entry in state.values():  # the file is mapped, and must not be held
+            entry |= {key: value.clone() for key, value in entry.items() if type(value) is Tensor}
         optimizer.load_state_dict({"state": state, "param_groups": saved["param_groups"]})
-    except CheckpointError:
-        raise
-    except Exception as error:  # of torch, safetensors or the file system
-        raise CheckpointError(f"{path}: cannot be loaded ({error}); resume from another checkpoint.") from error
 
 
 def _divide(state: Mapping[int, dict[str, Any]], model: torch.nn.Module, names: Names) -> None:

@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
-from morphing_trainer.sharding.files import Rows, own_pieces, write_pieces
+from morphing_trainer.sharding.files import Rows, load_state, own_pieces, write_pieces
 from tests.trainer.program import finish, started
 
 WHOLE = {
@@ -109,3 +109,18 @@ def test_processes_without_rows(tmp_path: Path) -> None:
     target = {"a/exp_avg": torch.zeros(2, 3)}
     load(target, storage_reader=HuggingFaceStorageReader(str(tmp_path / "ours")), no_dist=True)
     assert torch.equal(target["a/exp_avg"], rows)
+
+
+def test_what_is_loaded_does_not_hold_the_file(tmp_path: Path) -> None:
+    """A checkpoint that is deleted later must leave the disk, and what is trained must not change with a file."""
+    model = torch.nn.Linear(300, 300)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(1, 300)).sum().backward()
+    optimizer.step()
+    before = optimizer.state_dict()
+    torch.save(before, tmp_path / "optimizer.pt")
+    new = torch.optim.AdamW(model.parameters())
+    load_state(tmp_path, new, model, [["weight", "bias"]])
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text()
+    assert torch.equal(new.state_dict()["state"][0]["exp_avg"], before["state"][0]["exp_avg"])
+    assert new.state_dict()["state"][1]["step"] == 1
