@@ -12,8 +12,12 @@ from morphing_trainer.errors import MorphError
 
 COMMANDS = {
     "train": "train a model, as train.py does (for several processes: accelerate launch train.py)",
+    "plan": "play a schedule through without training: sizes, cost, memory, times, advice",
     "data": "prepare a data set once, to train from it anywhere; look at its samples",
     "sample": "let a model write: of a run, a checkpoint, or the Hub",
+    "status": "tell where a run stands, also while it trains, and what to do next",
+    "journal": "show what happened in a run: every operation, and what it did",
+    "compare": "tell which of several runs reached a loss first, by steps, tokens, time and computation",
     "plot": "draw the course of one run, or compare several",
     "describe": "show what a model is made of, and what of it is trained",
 }

@@ -9,16 +9,15 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from morphing_trainer.cli.pictures import FORMATS, check_picture
 from morphing_trainer.errors import ConfigError, MorphError
-from morphing_trainer.reporting.canvas import is_ours, save
+from morphing_trainer.reporting.canvas import save
 from morphing_trainer.reporting.comparison import comparison_figure
 from morphing_trainer.reporting.course import course_figure
 from morphing_trainer.reporting.profile import profile_figure, timing_line
 from morphing_trainer.reporting.run_data import AXES, RunData
 from morphing_trainer.run.folder import PLOTS
 from morphing_trainer.run.reading import read_runs
-
-FORMATS = ("png", "svg")
 
 _EPILOG = """\
 examples:
@@ -129,13 +128,7 @@ def _check(targets: dict[str, list[Path]], overwrite: bool) -> None:
         ConfigError: naming the file.
     """
     for path in (path for paths in targets.values() for path in paths):
-        if path.is_dir():
-            raise ConfigError(f"--output: {path} is a folder; give the name of a file, or a folder that ends with '/'.")
-        if path.exists() and not overwrite and not is_ours(path):
-            raise ConfigError(
-                f"--output: {path} exists and is no picture that morph plot has drawn; choose another name, or replace "
-                "it by --overwrite."
-            )
+        check_picture(path, overwrite)
 
 
 def _remarks(runs: Sequence[RunData]) -> list[str]:

@@ -37,10 +37,8 @@ _SHARE = {"dropout", "lora_dropout", "validation_split", "adam_beta1", "adam_bet
 _SHARE |= {"momentum", "optimizer_warmup_fraction"}
 _OF_A_PLAN = ("dataset_name", "dataset_config", "train_file", "validation_file", "max_steps", "num_train_epochs")
 _NEW_MODEL = ("n_layer", "n_head", "n_embd", "n_inner", "n_positions", "vocab_size", "activation_function")
-_PATHS = frozenset(
-    ("output_dir", "resume_from_checkpoint", "scaling_schedule_file", "plan", "model_name_or_path", "tokenizer_name")
-    + ("dataset_name", "train_file", "validation_file")
-)
+_PATHS = {"output_dir", "resume_from_checkpoint", "scaling_schedule_file", "plan", "model_name_or_path"}
+_PATHS |= {"tokenizer_name", "dataset_name", "train_file", "validation_file"}
 
 
 def value_problems(given: Mapping[str, Given]) -> Iterator[Problem]:

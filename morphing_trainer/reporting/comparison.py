@@ -97,7 +97,7 @@ def comparison_figure(runs: Sequence[RunData], axis: XAxis) -> Figure:
         return {name: points for name, points in found.items() if points}
 
     train, rate = curves("loss"), curves("learning_rate")
-    validation = curves(_loss_key(runs))
+    validation = curves(loss_key(runs))
     accuracy_key = _common(runs, "accuracy")
     accuracy = curves(accuracy_key)
     differences = {"validation loss": _gaps(validation, base.name), "training loss": _gaps(_calm(train), base.name)}
@@ -113,12 +113,12 @@ def comparison_figure(runs: Sequence[RunData], axis: XAxis) -> Figure:
     panels = [panel for panel in panels if panel[1]]
     lanes = lanes_of(runs, axis, unit, limits, end)
     rows = rows_of(lanes, colors)
-    lines = math.ceil(len(runs) / _columns(runs))
+    lines = math.ceil(len(runs) / columns_of(runs))
     heights = [*([LANE * len(lanes)] if lanes else []), *(height for height, _, _ in panels)]
     figure, axes = stack(heights, TITLE + 0.3 + lines * ROW, foot_height(len(rows)), gap=0.24)
     finish(axes[-1], axis, label, limits)
     title(figure, f"{len(runs)} runs compared")
-    _legend(figure, runs, colors)
+    draw_legend(figure, runs, colors)
     if lanes:
         draw_lanes(axes[0], lanes, limits, colors)
     below = axes[1:] if lanes else axes
@@ -131,7 +131,7 @@ def comparison_figure(runs: Sequence[RunData], axis: XAxis) -> Figure:
     return figure
 
 
-def _loss_key(runs: Sequence[RunData]) -> str:
+def loss_key(runs: Sequence[RunData]) -> str:
     """The evaluation loss that most runs have."""
     keys = [key for run in runs for key in run.keys(beginning="eval_") if is_loss(key)]
     return max(sorted(set(keys)), key=lambda key: (keys.count(key), key == "eval_loss"), default="eval_loss")
@@ -208,15 +208,15 @@ def _legend_entries(runs: Sequence[RunData]) -> list[str]:
     return [shorten(run.name, 60) for run in runs]
 
 
-def _columns(runs: Sequence[RunData]) -> int:
+def columns_of(runs: Sequence[RunData]) -> int:
     """As many as the longest name leaves room for."""
     widest = max(len(name) for name in _legend_entries(runs)) * 0.085 + 0.75
     return max(1, min(4, int((WIDTH - LEFT - RIGHT) / widest)))
 
 
-def _legend(figure: Figure, runs: Sequence[RunData], looks: Looks) -> None:
+def draw_legend(figure: Figure, runs: Sequence[RunData], looks: Looks) -> None:
     """The names of the runs below the title."""
-    columns, total = _columns(runs), figure.get_figheight()
+    columns, total = columns_of(runs), figure.get_figheight()
     for i, (run, name) in enumerate(zip(runs, _legend_entries(runs), strict=True)):
         line, column = divmod(i, columns)
         x = (LEFT + column * (WIDTH - LEFT - RIGHT) / columns) / WIDTH

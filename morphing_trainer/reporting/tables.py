@@ -187,21 +187,21 @@ def _left(phases: Sequence[Phase]) -> str:
     """How many operations are to come; a resumed run may have done some, or all."""
     repeated = sum(phase.repeats for phase in phases)
     once = len(phases) - 1 - repeated
-    done, left = phases[0].index, _operations(once)
+    done, left = phases[0].index, how_many(once)
     if repeated:
-        left = f"{f'{left}, then ' if once else ''}{_operations(repeated)} repeated to the end"
+        left = f"{f'{left}, then ' if once else ''}{how_many(repeated)} repeated to the end"
         return f"{left}, {done} done" if done else left
     return f"{left} left, {done} done" if done else left
 
 
-def _operations(number: int) -> str:
+def how_many(number: int) -> str:
     return "no operations" if number <= 0 else "1 operation" if number == 1 else f"{number} operations"
 
 
-_OPERATIONS = ("step", "operation", "trigger", "before -> after", "parameters", "loss", "took")
+OPERATIONS = ("step", "operation", "trigger", "before -> after", "parameters", "loss", "took")
 
 
-def _operation_rows(records: Sequence[Record], later: Mapping[int, float] | None) -> list[tuple[str, ...]]:
+def operation_rows(records: Sequence[Record], later: Mapping[int, float] | None) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for record in records:
         changed = shape_changes(record.before, record.after) + setting_changes(record.before, record.after)
@@ -221,11 +221,11 @@ def operations_lines(records: Sequence[Record], later: Mapping[int, float] | Non
     """The table after a run as plain lines; see `operations_table`."""
     if not records:
         return ["No operation was applied."]
-    lines = [f"{_operations(len(records))} applied", *aligned(_OPERATIONS, _operation_rows(records, later))]
-    return [*lines, _FOOTNOTE] if _late(records, later) else lines
+    lines = [f"{how_many(len(records))} applied", *aligned(OPERATIONS, operation_rows(records, later))]
+    return [*lines, LATER] if _late(records, later) else lines
 
 
-_FOOTNOTE = "* at the next evaluation, after more training"
+LATER = "* at the next evaluation, after more training"
 
 
 def _late(records: Sequence[Record], later: Mapping[int, float] | None) -> bool:
@@ -242,16 +242,16 @@ def operations_table(records: Sequence[Record], later: Mapping[int, float] | Non
     if not records:
         return Text("No operation was applied.")
     wide, narrow, stack = [], [], []
-    for step, name, trigger, changed, size, loss, took in _operation_rows(records, later):
+    for step, name, trigger, changed, size, loss, took in operation_rows(records, later):
         title, changed = Text(name, style="cyan"), in_lines(changed, 1)
         wide.append((step, title, trigger, changed, size, loss, took))
         size, loss = size.replace(" -> ", " ->\n"), loss.replace(" -> ", " ->\n").replace("next ", "next\n")
         narrow.append((step, stacked(title, trigger), changed, size, loss, took))
         stack.append((step, stacked(title, trigger).append(f"\n{changed}" if changed else ""), size, loss, took))
     kinds = ("number", "text", "text", "text", "fixed", "fixed", "number")
-    columns = list(zip(_OPERATIONS, kinds, strict=True))
-    heading = f"{_operations(len(records))} applied"
-    caption = _FOOTNOTE if _late(records, later) else None
+    columns = list(zip(OPERATIONS, kinds, strict=True))
+    heading = f"{how_many(len(records))} applied"
+    caption = LATER if _late(records, later) else None
     if any(adapter_changes(record.before, record.after) for record in records):
         below = Form(columns[:2] + columns[4:], stack)
         return Responsive(heading, Form(columns, wide), below, caption, _WITH_ADAPTERS)

@@ -21,6 +21,8 @@ PLOTS = "plots"
 STATS = "stats"
 HISTORY = "history.jsonl"
 """In the folder of the statistics: the log lines."""
+OVERALL = "overall.json"
+"""In the folder of the statistics: those of the whole run."""
 
 
 def traces(folder: str | Path) -> list[str]:

@@ -46,19 +46,27 @@ def read_history(path: Path) -> list[Line]:
     Raises:
         ConfigError: if another line is no log line.
     """
-    texts = path.read_text(encoding="utf-8").splitlines()
+    lines, faults = read_lines(path, errors="strict")
+    if faults:
+        raise ConfigError(f"{path}:{faults[0]}; restore the file")
+    return lines
+
+
+def read_lines(path: Path, errors: str = "replace") -> tuple[list[Line], list[str]]:
+    """The log lines, and what is wrong with those that are none, each with its number. The last may be cut short."""
+    texts = path.read_text(encoding="utf-8", errors=errors).splitlines()
     lines: list[Line] = []
+    faults = []
     for number, text in enumerate(texts, 1):
         try:
             line = json.loads(text)
             if not isinstance(line, dict):
                 raise ValueError("not an object")
-        except ValueError as error:
-            if number == len(texts):
-                break
-            raise ConfigError(f"{path}:{number}: is not a log line ({error}); restore the file") from error
-        lines.append({key: _number(value) for key, value in line.items()})
-    return lines
+            lines.append({key: _number(value) for key, value in line.items()})
+        except (ValueError, RecursionError) as error:
+            if number < len(texts):
+                faults.append(f"{number}: is not a log line ({error})")
+    return lines, faults
 
 
 def plain(value: Any) -> Any:

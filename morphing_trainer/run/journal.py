@@ -28,7 +28,17 @@ from morphing_trainer.reporting.records import Record
 from morphing_trainer.reporting.run_data import is_number
 from morphing_trainer.run.timeline import Event, effective
 
-__all__ = ["Event", "Journal", "effective", "go_on_from", "read_journal", "record_from", "records", "sound_lines"]
+__all__ = [
+    "Event",
+    "Journal",
+    "effective",
+    "go_on_from",
+    "read_events",
+    "read_journal",
+    "record_from",
+    "records",
+    "sound_lines",
+]
 
 _log = logging.getLogger("morphing_trainer")
 
@@ -113,7 +123,7 @@ def read_journal(path: Path) -> list[Event]:
     Raises:
         CheckpointError: if another line is not an event.
     """
-    events, faults = _read(path)
+    events, faults = read_events(path)
     if faults:
         raise CheckpointError(f"{path}:{faults[0]}; restore the file")
     return events
@@ -123,7 +133,7 @@ def sound_lines(path: Path) -> bytes:
     """What is sound of a journal (nothing, if there is none), for a checkpoint, into which no damage must spread."""
     if not path.exists():
         return b""
-    _, faults = _read(path)
+    _, faults = read_events(path)
     raw = path.read_bytes()
     if not faults:
         return raw
@@ -158,8 +168,8 @@ def _aside(path: Path, number: int) -> Path:
     return path.with_name(f"{path.stem}-damaged-{number}{path.suffix}")
 
 
-def _read(path: Path) -> tuple[list[Event], list[str]]:
-    """Events, and what is wrong with the lines that are none, each with its number. A last line may be cut short."""
+def read_events(path: Path) -> tuple[list[Event], list[str]]:
+    """All events, and what is wrong with lines that are none, each with its number. A last line may be cut short."""
     lines = path.read_bytes().decode("utf-8", errors="replace").splitlines()
     events: list[Event] = []
     faults = []

@@ -11,14 +11,17 @@ from transformers import TrainerCallback, TrainerState
 
 from morphing_trainer.run.folder import HISTORY, STATS
 from morphing_trainer.run.history import append_history, begin_history
+from morphing_trainer.run.progress import PROGRESS, progress, write_progress
 from morphing_trainer.run.session import Session
+from morphing_trainer.run.statistics import overall
 from morphing_trainer.run.stats_files import statistics_files, write_statistics
 
 _log = logging.getLogger("morphing_trainer")
 
 
 class Recorder(TrainerCallback):
-    """Keeps `stats/` up to date: a line for every log, the statistics at evaluations, checkpoints and the end.
+    """Keeps `stats/` up to date: a line, and where the run stands, for every log; the statistics at evaluations,
+    checkpoints and the end.
 
     A disk that is full costs the statistics, not the run.
 
@@ -42,6 +45,7 @@ class Recorder(TrainerCallback):
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self._recording = state.is_world_process_zero and self._session() is not None
         self._try(lambda: begin_history(self._folder / STATS / HISTORY, state.log_history))
+        self._progress()
         if self._session() is not None:
             self._begun()
 
@@ -54,6 +58,7 @@ class Recorder(TrainerCallback):
             self._try(lambda: append_history(path, state.log_history[-1]))
         else:  # somebody has removed it
             self._try(lambda: begin_history(path, state.log_history))
+        self._progress()
 
     def on_evaluate(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self.write(state)
@@ -78,6 +83,14 @@ class Recorder(TrainerCallback):
             profile=session.stopwatch.profile(),
         )
         self._try(lambda: write_statistics(self._folder / STATS, files))
+        self._progress()
+
+    def _progress(self) -> None:
+        """Write where the run stands."""
+        if (session := self._session()) is not None:
+            seen = overall(session.state.totals.values())
+            length = seen.tokens / seen.samples if seen.samples else None
+            self._try(lambda: write_progress(self._folder / STATS / PROGRESS, progress(session, length)))
 
     def _try(self, work: Callable[[], None]) -> None:
         if not self._recording or self._session() is None:

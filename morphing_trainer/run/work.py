@@ -1,0 +1,80 @@
+"""How much computing a run has done: exactly, by the models that its journal tells of and the tokens that each saw."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from morphing_trainer.errors import ConfigError
+from morphing_trainer.flops import flops_per_token
+from morphing_trainer.lineage import ModelSpec
+from morphing_trainer.reporting.run_data import AXES, RunData, is_number
+from morphing_trainer.run.journal import Event
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """From so many `tokens` on, `cost` floating-point operations per token."""
+
+    tokens: float
+    cost: float
+
+
+def stretches(events: Sequence[Event], length: int) -> list[Stretch]:
+    """What a token has cost, from operation to operation.
+
+    Args:
+        events: those that led to the run as it is.
+        length: tokens of a sample.
+
+    Raises:
+        ConfigError: if they do not tell what the model was.
+    """
+    begin = next((event for event in events if event["event"] == "start"), None)
+    if begin is None:
+        raise ConfigError("its journal does not tell what model it began with")
+    known: dict[str, float] = {}
+    found = [Stretch(0.0, _cost(begin, length, known))]
+    for event in events:
+        if event["event"] == "operation":
+            found.append(Stretch(float(event["record"]["tokens"]), _cost(event, length, known)))
+    return found
+
+
+def _cost(event: Mapping[str, Any], length: int, known: dict[str, float]) -> float:
+    try:
+        key = json.dumps(event["spec"], sort_keys=True)
+        if key not in known:
+            known[key] = flops_per_token(ModelSpec.from_dict(event["spec"]), length)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise ConfigError(f"its journal does not tell what model it had at step {event['step']} ({error})") from error
+    return known[key]
+
+
+def spent(tokens: float, stretches: Sequence[Stretch]) -> float:
+    """Floating-point operations of training on the first `tokens` tokens."""
+    ends = [*(each.tokens for each in stretches[1:]), np.inf]
+    return sum(each.cost * max(0.0, min(tokens, end) - each.tokens) for each, end in zip(stretches, ends, strict=True))
+
+
+def with_flops(run: RunData, stretches: Sequence[Stretch]) -> RunData:
+    """The run with exact floating-point operations in its log lines, in the place of the Trainer's estimate."""
+    key = AXES["flops"].key
+    lines = [
+        {**line, key: spent(float(line["tokens"]), stretches)} if is_number(line.get("tokens")) else _without(line, key)
+        for line in run.lines
+    ]
+    return replace(run, lines=lines)
+
+
+def without_flops(run: RunData) -> RunData:
+    """The run with no figures of it."""
+    return replace(run, lines=[_without(line, AXES["flops"].key) for line in run.lines])
+
+
+def _without(line: Mapping[str, Any], key: str) -> dict[str, Any]:
+    return {name: value for name, value in line.items() if name != key}
