@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -19,6 +19,7 @@ from morphing_trainer.triggers import (
     AllOf,
     AnyOf,
     AtStep,
+    AtTokens,
     InStage,
     LossBelow,
     Plateau,
@@ -43,7 +44,21 @@ def operation_rng(seed: int, index: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
-def play(
+class Played(NamedTuple):
+    """A phase of the dry run, the model in it, and the first step at which it can begin. `entry` leads to it."""
+
+    phase: Phase
+    spec: ModelSpec
+    soonest: int
+    entry: Entry | None = None
+
+
+def play(schedule: Schedule, spec: ModelSpec, settings: Settings, **options: Any) -> list[Phase]:
+    """The phases that `played` finds; same arguments, same errors."""
+    return [each.phase for each in played(schedule, spec, settings, **options)]
+
+
+def played(
     schedule: Schedule,
     spec: ModelSpec,
     settings: Settings,
@@ -56,7 +71,7 @@ def play(
     analyses: bool = True,
     check: Callable[[Phase], None] | None = None,
     settle: Callable[[Settings], Settings] = lambda settings: settings,
-) -> list[Phase]:
+) -> list[Played]:
     """The phases of a run from `position` (default: the start) to the end of its schedule.
 
     What is repeated to the end of the run is played round after round until a round leaves everything as it was, or
@@ -77,7 +92,7 @@ def play(
     """
     position = (position or Position()).settle(schedule)
     run = _DryRun(schedule, spec, settings, seed, position.since, evaluates, can_evaluate, analyses, check, settle)
-    phases = [_phase(position.done, None, None, "", spec, settings)]
+    phases = [Played(_phase(position.done, None, None, "", spec, settings), spec, position.since)]
     for index in range(position.done, len(schedule.entries)):
         if run.problems and run.effort > MOST_EFFORT:
             break  # what there is to tell so far is enough to go on with
@@ -119,7 +134,7 @@ class _DryRun:
         self.problems: dict[tuple[object, ...], Problem] = {}
         """By the place in the file and the field, so that each is there once."""
 
-    def apply(self, index: int) -> Phase:
+    def apply(self, index: int) -> Played:
         """Apply operation `index`, and note what does not fit."""
         entry = self.schedule.at(index)
         assert entry is not None
@@ -159,13 +174,14 @@ class _DryRun:
         except ScheduleError as error:
             for number, problem in enumerate(error.problems):
                 self.problems.setdefault((*entry.place.path, "check", number), problem)
-        return phase
+        return Played(phase, self.spec, self.since, entry)
 
-    def repeat(self, begin: int, steps: int | None) -> list[Phase]:
+    def repeat(self, begin: int, steps: int | None) -> list[Played]:
         """Play the endless part from operation `begin` on; the phases of the first round."""
         size = len(self.schedule.cycle)
         before, self.effort = (self.spec, self.settings), 0
-        phases = [replace(self.apply(index), repeats=True) for index in range(begin, begin + size)]
+        first = [self.apply(index) for index in range(begin, begin + size)]
+        phases = [each._replace(phase=replace(each.phase, repeats=True)) for each in first]
         while not self.problems and (self.spec, self.settings) != before and self.effort < MOST_EFFORT:
             before, begin = (self.spec, self.settings), begin + size
             for index in range(begin, begin + size):
@@ -179,7 +195,7 @@ class _DryRun:
 
     def _earliest(self, entry: Entry) -> int:
         """The first step at which the next operation can be applied."""
-        return max(self.soonest, _fires_from(entry.trigger, self.since, self.settings.eval_interval, self.evaluates))
+        return max(self.soonest, fires_from(entry.trigger, self.since, self.settings.eval_interval, self.evaluates))
 
     def _check_adapters(self, index: int, entry: Entry) -> None:
         """Before the operation: a trigger on the ranks of adapters needs the analysis, and adapters."""
@@ -199,27 +215,41 @@ class _DryRun:
         self.problems.setdefault((*entry.place.path, *fields), Problem(self.schedule.where(index, *fields), what))
 
 
-def _fires_from(trigger: Trigger, since: int, interval: int | None, evaluates: bool) -> int:
+def fires_from(
+    trigger: Trigger,
+    since: int,
+    interval: int | None,
+    evaluates: bool,
+    at_tokens: Callable[[int], int] = lambda tokens: 0,
+) -> int:
     """The first optimizer step at which a trigger can fire.
 
     Args:
         since: step of the operation before.
         interval: steps between evaluations, if they are made by steps.
+        at_tokens: the step at which a run has seen so many tokens; without, it may be any.
     """
+
+    def first(part: Trigger) -> int:
+        return fires_from(part, since, interval, evaluates, at_tokens)
+
     match trigger:
         case Waited(value=steps):
             return since + steps
         case AtStep(value=step):
             return max(since, step)
-        case LossBelow() | Plateau() | RankUseAbove():
+        case AtTokens(value=tokens):
+            return max(since, at_tokens(tokens))
+        case Plateau(window=window):
+            return (since // interval + window) * interval if interval else since + window
+        case LossBelow() | RankUseAbove():
             return (since // interval + 1) * interval if interval else since + 1
         case InStage(then=then):
-            return _fires_from(then, since, interval, evaluates) if then else since
+            return first(then) if then else since
         case AllOf(parts=parts):
-            return max(_fires_from(part, since, interval, evaluates) for part in parts)
+            return max(map(first, parts))
         case AnyOf(parts=parts):
-            able = [part for part in parts if part.can_fire(evaluates)]
-            return min((_fires_from(part, since, interval, evaluates) for part in able), default=since)
+            return min((first(part) for part in parts if part.can_fire(evaluates)), default=since)
     return since
 
 

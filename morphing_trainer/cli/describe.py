@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from morphing_trainer.checkpoint.store import checkpoints
-from morphing_trainer.cli.arguments import parse
+from morphing_trainer.cli.arguments import Arguments, parse
 from morphing_trainer.errors import CheckpointError, ConfigError, ModelError
 from morphing_trainer.lineage import ModelSpec
 from morphing_trainer.lora import add_adapters
@@ -22,6 +22,9 @@ from morphing_trainer.reporting.console import is_terminal, make_console
 from morphing_trainer.run.bundle import STATE
 from morphing_trainer.run.folder import MODEL
 from morphing_trainer.run.freezing import frozen_but
+
+BLOCK_SIZE = 128
+"""Tokens of a sample, where nobody says."""
 
 
 class Described(NamedTuple):
@@ -91,20 +94,29 @@ def configured(options: Sequence[str]) -> Described:
     # What needs a GPU, or is of no interest here, must not stand in the way.
     here = ["--use_cpu", "--no_fp16", "--no_bf16", "--report_to", "none"]
     arguments = parse([*options, *here], prog="morph describe")
-    chosen, training = arguments.model, arguments.training
+    training, spec = arguments.training, first_spec(arguments)
     facts = {"source": " ".join(options)}
+    if arguments.model.model_name_or_path is None:
+        facts["vocabulary"] = f"{arguments.model.vocab_size}, or what the tokenizer has"
+    facts |= {"optimizer": str(training.optimizer or training.optim), "weight decay": f"{training.weight_decay:g}"}
+    return Described(spec, decayed(spec), facts)
+
+
+def first_spec(arguments: Arguments) -> ModelSpec:
+    """The description of the model that a run with these arguments begins with.
+
+    Raises:
+        ConfigError, ModelError: as the run would.
+    """
+    chosen, training = arguments.model, arguments.training
     if chosen.model_name_or_path is not None:
         spec = describe_model(chosen.model_name_or_path, revision=chosen.model_revision)
     else:
-        block_size = arguments.data.block_size or 128
+        block_size = arguments.data.block_size or BLOCK_SIZE
         spec = ModelSpec(scratch_config(chosen, chosen.vocab_size, block_size, None))
-        facts["vocabulary"] = f"{chosen.vocab_size}, or what the tokenizer has"
     # On the meta device, nothing is computed.
     spec = ModelSpec.of(add_adapters(spec.build("meta"), arguments.lora, training.seed))
-    if training.default_freeze:
-        spec = frozen_but(spec, training.train_only)
-    facts |= {"optimizer": str(training.optimizer or training.optim), "weight decay": f"{training.weight_decay:g}"}
-    return Described(spec, decayed(spec), facts)
+    return frozen_but(spec, training.train_only) if training.default_freeze else spec
 
 
 def _checkpointed(folder: Path) -> Described:

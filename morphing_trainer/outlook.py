@@ -1,0 +1,196 @@
+"""What a run will be like: the dry run's phases with their size, cost and memory, and when each begins."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from morphing_trainer.flops import Flops, step_flops
+from morphing_trainer.lineage import ModelSpec
+from morphing_trainer.memory.footprint import Footprint, Step, step_footprint
+from morphing_trainer.planning import Played, fires_from
+from morphing_trainer.reporting.records import Phase
+from morphing_trainer.settings import Settings
+from morphing_trainer.triggers import AllOf, AnyOf, AtStep, AtTokens, Trigger, Waited
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What a run's cost and memory depend on beside model and settings.
+
+    Attributes:
+        length: tokens of a sample.
+        steps: optimizer steps of the run, None where that is not known.
+        processes: that share the batch.
+        make_optimizer: from the parameters that are trained.
+        autocast: type of the products under mixed precision, None without.
+        checkpointing: activations are computed again on the way back.
+        evaluates: the run evaluates by itself.
+    """
+
+    length: int
+    make_optimizer: Callable[[Iterable[nn.Parameter]], Optimizer]
+    steps: int | None = None
+    processes: int = 1
+    autocast: torch.dtype | None = None
+    checkpointing: bool = False
+    evaluates: bool = True
+
+    def tokens_per_step(self, settings: Settings) -> int:
+        samples = settings.step_samples or settings.batch_size * settings.grad_accum * self.processes
+        return samples * self.length
+
+
+@dataclass(frozen=True)
+class Prospect:
+    """One phase of a run to come.
+
+    Attributes:
+        soonest: optimizer step at which it begins at the earliest.
+        latest: at which it begins at the latest; None if nothing but the model's progress brings it about.
+        tokens: by an optimizer step.
+        flops: of training on one sample.
+        memory: of a training step, on one device.
+    """
+
+    phase: Phase
+    soonest: int
+    latest: int | None
+    tokens: int
+    flops: Flops
+    memory: Footprint
+
+    def flops_per_token(self, length: int) -> float:
+        return self.flops.total / length
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of a whole run, in tokens and floating-point operations.
+
+    Attributes:
+        steps, tokens: of the run.
+        flops: of the run.
+        grown: of training the last model on as many tokens from the start.
+    """
+
+    steps: int
+    tokens: int
+    flops: float
+    grown: float
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """A run to come, phase by phase."""
+
+    prospects: Sequence[Prospect]
+    conditions: Conditions
+
+    @property
+    def bounded(self) -> bool:
+        """Whether every operation comes at some step at the latest."""
+        return all(each.latest is not None for each in self.prospects)
+
+    def cost(self, *, late: bool) -> Cost | None:
+        """If every operation comes as soon as it can, or as late; None where that, or the run's length, is not known.
+
+        What repeats to the end of the run counts with its first round.
+        """
+        steps = self.conditions.steps
+        begins = [each.latest if late else each.soonest for each in self.prospects]
+        if steps is None or any(begin is None for begin in begins):
+            return None
+        ends = [*begins[1:], steps]
+        tokens = flops = 0.0
+        last = self.prospects[0]
+        for each, begin, end in zip(self.prospects, begins, ends, strict=True):
+            assert begin is not None and end is not None
+            if begin < steps:
+                last, taken = each, each.tokens * (min(end, steps) - begin)
+                tokens += taken
+                flops += taken * each.flops_per_token(self.conditions.length)
+        return Cost(steps, round(tokens), flops, tokens * last.flops_per_token(self.conditions.length))
+
+
+def foresee(phases: Sequence[Played], conditions: Conditions) -> Outlook:
+    """The phases of a dry run with what they cost, what they need, and when they begin."""
+    found: list[Prospect] = []
+    known: dict[Any, Footprint] = {}
+    first = phases[0].soonest
+    begin: int | None = first
+    seen = seen_first = 0
+    """Tokens at `begin`, and at `first`, the earliest beginning."""
+    for number, (phase, spec, soonest, entry) in enumerate(phases):
+        tokens = conditions.tokens_per_step(phase.settings)
+        if number:
+            assert entry is not None
+            before = found[-1]
+            reached = partial(_reached, first, seen_first, before.tokens)
+            interval = before.phase.settings.eval_interval
+            due_first = max(soonest, fires_from(entry.trigger, first, interval, conditions.evaluates, reached))
+            seen_first += (due_first - first) * before.tokens
+            first = due_first
+        if number and begin is not None:
+            assert entry is not None
+            due = latest(entry.trigger, begin, seen, before.tokens)
+            # One operation a step.
+            due = None if due is None else max(due, begin + (number > 1))
+            seen += 0 if due is None else (due - begin) * before.tokens
+            begin = due
+        flops = step_flops(spec, conditions.length)
+        found.append(Prospect(phase, first, begin, tokens, flops, _memory(spec, phase.settings, conditions, known)))
+    return Outlook(tuple(found), conditions)
+
+
+def latest(trigger: Trigger, since: int, tokens: int, per_step: int) -> int | None:
+    """The step at which a trigger fires at the latest, None if nothing but the model's progress makes it fire.
+
+    Args:
+        since: step of the operation before.
+        tokens: seen by then.
+        per_step: tokens of a step from then on.
+    """
+    match trigger:
+        case Waited(value=steps):
+            return since + steps
+        case AtStep(value=step):
+            return max(since, step)
+        case AtTokens(value=wanted):
+            return _reached(since, tokens, per_step, wanted)
+        case AllOf(parts=parts):
+            found = [latest(part, since, tokens, per_step) for part in parts]
+            return None if None in found else max(step for step in found if step is not None)
+        case AnyOf(parts=parts):
+            found = [latest(part, since, tokens, per_step) for part in parts]
+            return min((step for step in found if step is not None), default=None)
+    return None
+
+
+def _reached(since: int, seen: int, per_step: int, tokens: int) -> int:
+    """The step at which so many tokens have been seen, where `seen` had been at `since`."""
+    return since + max(0, math.ceil((tokens - seen) / per_step))
+
+
+def _memory(spec: ModelSpec, settings: Settings, conditions: Conditions, known: dict[Any, Footprint]) -> Footprint:
+    step = Step(
+        settings.batch_size,
+        conditions.length,
+        accumulates=settings.grad_accum > 1,
+        autocast=conditions.autocast,
+        checkpointing=conditions.checkpointing,
+    )
+    key = (tuple(spec.shapes.items()), spec.untrained, step)
+    if key not in known:
+        known[key] = step_footprint(spec, step, conditions.make_optimizer)
+    return known[key]
+
+
+__all__ = ["Conditions", "Cost", "Outlook", "Prospect", "foresee", "latest"]
