@@ -19,7 +19,7 @@ from morphing_trainer import MorphingConfig
 from morphing_trainer.checkpoint.trainer_files import TRAINER_STATE
 from morphing_trainer.errors import ConfigError
 from morphing_trainer.run.launching import check_launched
-from tests.support import same
+from tests.support import same, tiny_model, trainer
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "accelerate_configs").glob("*.yaml"))
@@ -138,3 +138,11 @@ def test_the_second_is_not(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="one process"):
         check_launched(None, True, {"version": 2}, {})
     check_launched(None, None, {"version": 1}, {"ACCELERATE_USE_FSDP": "false", "FSDP_VERSION": "1"})
+
+
+def test_fsdp_that_is_not_turned_on_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Accelerate shards on accelerators only; on a CPU the run would go on with DDP, or alone, without a word."""
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    with pytest.raises(ConfigError, match=r"FSDP: was asked for, but .* accelerate_configs/ddp_cpu.yaml"):
+        trainer(tmp_path / "run", [], tiny_model(), use_cpu=True)

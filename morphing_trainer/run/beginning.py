@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -76,6 +77,11 @@ def check_devices(trainer: Trainer) -> None:
         )
     if trainer.is_fsdp_enabled:
         _check_fsdp(trainer)
+    elif trainer.args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+        raise ConfigError(
+            "FSDP: was asked for, but Accelerate has not turned it on: it needs accelerators. On a CPU use accelerate "
+            "launch --config_file accelerate_configs/ddp_cpu.yaml train.py ... --use_cpu"
+        )
     if trainer.args.n_gpu > 1:
         raise ConfigError(
             "this process sees several GPUs, which would be used through DataParallel; launch one process per GPU: "
@@ -260,15 +266,7 @@ def first_settings(args: MorphingConfig, course: Course, learning_rate: float) -
     Raises:
         DataError: if an epoch has no complete batch.
     """
-    settings = Settings(
-        learning_rate=learning_rate,
-        batch_size=args.per_device_train_batch_size,
-        grad_accum=args.gradient_accumulation_steps,
-        warmup_steps=0,
-        eval_iters=args.eval_iters,
-        eval_interval=None,
-        step_samples=args.step_samples,
-    )
+    settings = settings_of(args, learning_rate, 0)
     for index, stage in enumerate(course.stages):
         if len(course.cursor(index).layout(course.batch(settings))) < 1:
             of = "" if stage.name == SINGLE else f" of stage {stage.name!r}"
@@ -277,8 +275,20 @@ def first_settings(args: MorphingConfig, course: Course, learning_rate: float) -
                 f"{settings.batch_size} per device; lower per_device_train_batch_size or leave out "
                 "dataloader_drop_last."
             )
-    steps = course.steps_from(0, settings)
+    return settings_of(args, learning_rate, course.steps_from(0, settings))
+
+
+def settings_of(args: MorphingConfig, learning_rate: float, steps: int) -> Settings:
+    """The hyper-parameters that a run of `steps` steps with these arguments begins with."""
     interval = None
     if args.eval_strategy == IntervalStrategy.STEPS and args.eval_steps:
         interval = int(args.eval_steps) if args.eval_steps >= 1 else math.ceil(steps * args.eval_steps)
-    return Settings(**{**settings.to_dict(), "warmup_steps": args.get_warmup_steps(steps), "eval_interval": interval})
+    return Settings(
+        learning_rate=learning_rate,
+        batch_size=args.per_device_train_batch_size,
+        grad_accum=args.gradient_accumulation_steps,
+        warmup_steps=args.get_warmup_steps(steps),
+        eval_iters=args.eval_iters,
+        eval_interval=interval,
+        step_samples=args.step_samples,
+    )
