@@ -205,7 +205,7 @@ class MorphingTrainer(OperatingTrainer):
         """
         self._consensus = Consensus()
         with self._as_one(), storage_told(self.run_folder):
-            bundle = self.find_bundle(resume_from_checkpoint)
+            bundle = self.find_bundle(resume_from_checkpoint, self._consensus)
             session = self._open(bundle, resume_from_checkpoint)
         try:
             with session.stop.listening(), self._as_one(), storage_told(self.run_folder):

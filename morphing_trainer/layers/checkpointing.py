@@ -23,6 +23,7 @@ from morphing_trainer.lineage import ModelSpec
 from morphing_trainer.run.applying import bare_optimizer
 from morphing_trainer.run.before import check_open_guard
 from morphing_trainer.run.bundle import REQUIRED, WEIGHTS, Bundle, load_model, read_bundle
+from morphing_trainer.run.consensus import Consensus
 from morphing_trainer.run.folder import AUTO
 from morphing_trainer.sharding.files import FOLDER as SHARES
 
@@ -34,40 +35,54 @@ class CheckpointingTrainer(SavingTrainer):
     _ahead: Ahead | None = None
     """What is being read of the checkpoint that is to be resumed; dropped with it if that is not valid."""
 
-    def find_bundle(self, resume: str | bool | None) -> Bundle | None:
+    def find_bundle(self, resume: str | bool | None, consensus: Consensus) -> Bundle | None:
         """The checkpoint that `resume` asks for, verified: the latest valid one for True, None for a fresh start.
 
         "auto" is the latest valid one if the run's folder holds a checkpoint, and a fresh start if it holds none.
+        Rank 0 looks; the others need not hash the same files.
 
         Raises:
             CheckpointError: if there is none, or the one named is damaged or cannot be resumed by this run.
+            RankError: on the other ranks, then.
         """
         if resume is None or resume is False:
             return None
-        if resume is not True and str(resume).lower() not in ("true", "1", "yes", AUTO):
-            self._read_ahead(Path(resume))
-            return read_bundle(Path(resume))
-        if found := checkpoints(self.run_folder):
+        newest = resume is True or resume.lower() in ("true", "1", "yes", AUTO)
+        named = None if newest else Path(str(resume))
+        if named is not None:
+            self._read_ahead(named)
+        elif found := checkpoints(self.run_folder):
             self._read_ahead(found[0])
+        bundle, failure = None, None
+        if self.args.process_index == 0:
+            try:
+                bundle = self._newest(begins=resume == AUTO) if named is None else read_bundle(named)
+            except CheckpointError as error:
+                failure = error
+        consensus.settle(failure)
+        path = consensus.shared("" if bundle is None else str(bundle.path))
+        if self._ahead is not None and str(self._ahead.folder) != path:
+            self._ahead = None
+        return bundle if bundle is not None or not path else read_bundle(Path(path), verified=True)
+
+    def _newest(self, begins: bool) -> Bundle | None:
+        """The newest checkpoint of the run that is valid. None if it `begins` where there is none at all."""
         read: dict[Path, Bundle] = {}
 
         def look(folder: Path) -> None:
             read[folder] = read_bundle(folder, verified=True)
             check_open_guard(read[folder])
 
-        path = latest_valid(self.run_folder, REQUIRED, look)
-        if self._ahead is not None and self._ahead.folder != path:
-            self._ahead = None
-        if path is None and resume == AUTO and not checkpoints(self.run_folder):
+        if path := latest_valid(self.run_folder, REQUIRED, look):
+            return read[path]
+        saved = [folder.name for folder in checkpoints(self.run_folder)]
+        if begins and not saved:
             return None
-        if path is None:
-            damaged = [folder.name for folder in checkpoints(self.run_folder)]
-            what = f"all its checkpoints are damaged ({', '.join(damaged)})" if damaged else "it holds no checkpoint"
-            raise CheckpointError(
-                f"resume_from_checkpoint: nothing to resume in {self.run_folder}: {what}. Start afresh with "
-                "--overwrite_output_dir, or name another folder."
-            )
-        return read[path]
+        what = f"all its checkpoints are damaged ({', '.join(saved)})" if saved else "it holds no checkpoint"
+        raise CheckpointError(
+            f"resume_from_checkpoint: nothing to resume in {self.run_folder}: {what}. Start afresh with "
+            "--overwrite_output_dir, or name another folder."
+        )
 
     def _read_ahead(self, folder: Path) -> None:
         """Begin to read the large files of a checkpoint that is about to be verified.

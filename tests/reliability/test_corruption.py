@@ -18,6 +18,7 @@ import pytest
 from morphing_trainer import LoraArguments, MorphingTrainer, add_adapters
 from morphing_trainer.checkpoint import MANIFEST, verify
 from morphing_trainer.errors import CheckpointError
+from morphing_trainer.run.consensus import Consensus
 from tests.reliability.privileges import unprivileged
 from tests.support import Tokens, tiny_model, trainer
 from tests.trainer.common import entry
@@ -171,7 +172,7 @@ def test_every_file(kind: Kind, tmp_path: Path, damage: str, caplog: pytest.LogC
                 continue
             caplog.clear()
             with caplog.at_level(logging.WARNING, "morphing_trainer"):
-                bundle = run.find_bundle(True)
+                bundle = run.find_bundle(True, Consensus())
             assert bundle is not None
             assert bundle.path.name == BEFORE, name
             assert bundle.state == sound, name
@@ -180,12 +181,12 @@ def test_every_file(kind: Kind, tmp_path: Path, damage: str, caplog: pytest.LogC
             # A manifest that speaks of other files is found by the first of them that does not fit.
             assert name in warning or (name == MANIFEST and any(each in warning for each in kind.files)), warning
             with pytest.raises(CheckpointError) as caught:
-                run.find_bundle(str(folder / LAST))
+                run.find_bundle(str(folder / LAST), Consensus())
             assert name in str(caught.value) or (name == MANIFEST and str(folder / LAST) in str(caught.value))
     if damage == "of another step":
         assert {"model.safetensors", "optimizer.pt", "morph_state.json", MANIFEST}.isdisjoint(unchanged)
     verify(folder / LAST)
-    found = run.find_bundle(True)
+    found = run.find_bundle(True, Consensus())
     assert found is not None
     assert found.path.name == LAST, "a sound one is taken"
 
@@ -230,10 +231,10 @@ def test_a_whole_checkpoint(kind: Kind, tmp_path: Path, damage: str, caplog: pyt
         last.rename(tmp_path / "kept")
         last.symlink_to(tmp_path / "kept") if damage == "link" else last.write_text("no folder")
     with unprivileged():
-        bundle = run.find_bundle(True)
+        bundle = run.find_bundle(True, Consensus())
         if damage != "link":  # who names a link by its path means what it leads to
             with pytest.raises(CheckpointError, match=LAST):
-                run.find_bundle(str(last))
+                run.find_bundle(str(last), Consensus())
     last.chmod(0o755)
     assert bundle is not None
     assert bundle.path.name == BEFORE

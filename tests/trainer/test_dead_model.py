@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 
 from morphing_trainer.checkpoint.store import checkpoints
 from morphing_trainer.errors import NotFiniteError
+from morphing_trainer.run.consensus import Consensus
 from morphing_trainer.run.signals import RunInterrupted
 from tests.support import losses, trainer
 from tests.trainer.common import entry
@@ -62,7 +63,7 @@ def test_exploding_rate(tmp_path: Path) -> None:
     saved = checkpoints(tmp_path)
     assert 3 <= len(saved) < 12
     good = trainer(tmp_path / "x", [entry("set_lr", 1e38, 3)], lr_scheduler_type="constant", **options)
-    bundle = good.find_bundle(str(saved[0]))
+    bundle = good.find_bundle(str(saved[0]), Consensus())
     assert bundle is not None
     assert all(bool(p.isfinite().all()) for p in run.model.parameters()) is False
 

@@ -16,6 +16,7 @@ from morphing_trainer import LoraArguments, MorphingTrainer, add_adapters
 from morphing_trainer.checkpoint.store import checkpoints
 from morphing_trainer.errors import ConfigError, ModelError, NotFiniteError, ScheduleError
 from morphing_trainer.lineage import ModelSpec
+from morphing_trainer.run.consensus import Consensus
 from morphing_trainer.run.journal import read_journal
 from tests.support import by_peft, losses, same, stirred, tiny_model, trainer, weights
 from tests.trainer.common import applied, entry, optimizer_state
@@ -112,7 +113,7 @@ def test_multipliers_in_records_and_state(tmp_path: Path) -> None:
     assert found == [(2, 3, 8), (2, 2, 8), (2, 2, 16), (2, 4, 16), (1, 4, 16)]
     assert [record["after"]["lora_rank"] for record in records(run)] == [5, 8, 8, 4, 4]
     (saved,) = checkpoints(tmp_path)
-    state = run.find_bundle(str(saved)).state  # type: ignore[union-attr]
+    state = run.find_bundle(str(saved), Consensus()).state  # type: ignore[union-attr]
     assert {name: state["multipliers"][name] for name in names} == dict(zip(names, (1, 4, 16), strict=True))
     assert run.plan[-1].lora_rank == 4
     assert [phase.lora_rank for phase in run.plan] == [5, 5, 8, 8, 4, 4]

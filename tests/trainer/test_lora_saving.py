@@ -22,6 +22,7 @@ from morphing_trainer import LoraArguments, MorphingTrainer, add_adapters
 from morphing_trainer.checkpoint.manifest import write_manifest
 from morphing_trainer.errors import CheckpointError
 from morphing_trainer.lineage import ModelSpec
+from morphing_trainer.run.consensus import Consensus
 from tests.support import Tokens, same, stirred, tiny_model, trainer, weights
 from tests.trainer.common import applied, entry
 
@@ -168,9 +169,9 @@ def test_damage_is_named_and_passed_over(
     DAMAGES[damage](folder / "checkpoint-9" / name)
     run = trainer(folder, SCHEDULE, adapted(), **SAVING)
     with pytest.raises(CheckpointError, match=name):
-        run.find_bundle(str(folder / "checkpoint-9"))
+        run.find_bundle(str(folder / "checkpoint-9"), Consensus())
     with caplog.at_level(logging.WARNING, "morphing_trainer"):
-        bundle = run.find_bundle(True)
+        bundle = run.find_bundle(True, Consensus())
     assert bundle is not None
     assert bundle.path.name == "checkpoint-8"
     assert "checkpoint-9 is damaged and is passed over" in caplog.text

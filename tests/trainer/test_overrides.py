@@ -13,6 +13,7 @@ import pytest
 from morphing_trainer import MorphingTrainer
 from morphing_trainer.errors import CheckpointError, ConfigError
 from morphing_trainer.run.bundle import read_bundle
+from morphing_trainer.run.consensus import Consensus
 from morphing_trainer.run.journal import read_journal
 from tests.support import Tokens, same, trainer, weights
 from tests.trainer.common import applied, entry, evaluations, ledger, optimizer_state, rates
@@ -255,13 +256,13 @@ def test_every_file_of_the_newest_checkpoint_damaged(
         made = trainer(folder, SCHEDULE, **RUN)
         caplog.clear()
         with caplog.at_level(logging.WARNING, "morphing_trainer"):
-            bundle = made.find_bundle(True)
+            bundle = made.find_bundle(True, Consensus())
         assert bundle is not None
         assert bundle.path.name == "checkpoint-8", name
         assert "checkpoint-9 is damaged" in caplog.text
         assert name in caplog.text
         with pytest.raises(CheckpointError, match=name):
-            made.find_bundle(str(folder / "checkpoint-9"))
+            made.find_bundle(str(folder / "checkpoint-9"), Consensus())
 
 
 def test_falling_back_is_exact(whole: MorphingTrainer, tmp_path: Path) -> None:

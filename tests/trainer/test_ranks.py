@@ -7,6 +7,7 @@ weights within 2e-4 absolute after 24 steps of Adam at rate 1e-2 in float32. The
 from __future__ import annotations
 
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -129,3 +130,17 @@ def test_a_failure_on_one_rank_stops_all_at_once(tmp_path: Path, what: str, said
     other = (alone.results / f"{1 - failing}.log").read_text()
     assert f"RankError: rank {failing} failed, so all ranks stop: {said}" in other
     assert not checkpoints(alone.folder) or what == "grow"
+
+
+def test_one_rank_looks_at_checkpoints_and_all_take_what_it_has_found(tmp_path: Path) -> None:
+    saving = {"save_strategy": "steps", "save_steps": 3}
+    whole, cut = job(tmp_path / "whole", options=saving), job(tmp_path / "cut", options=saving)
+    complete(whole, processes=2)
+    complete(cut, processes=2)
+    newest = max(checkpoints(cut.folder), key=lambda path: int(path.name.rpartition("-")[2]))
+    weights = newest / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    complete(replace(cut, resume=True), processes=2)
+    told = [(cut.results / f"{rank}.log").read_text().count("is damaged and is passed over") for rank in (0, 1)]
+    assert told == [1, 0]
+    assert cut.losses() == whole.losses()
