@@ -17,7 +17,7 @@ signatures):
     in `lines`, for log lines and a result that are those of the whole run:
     _save_checkpoint, _maybe_log_save_evaluate, _finalize_training
 
-    in `recovering` and `guarding`, for want of memory:
+    in `recovering` and `pressure`, for want of memory:
     _run_epoch                    a step that runs out of it is undone
     _maybe_log_save_evaluate      an emergency checkpoint where it is short
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from morphing_trainer.layers.judging import JudgingTrainer
+from morphing_trainer.layers.guarding import GuardedTrainer
 from morphing_trainer.lineage import Census
 from morphing_trainer.operations import ArchitectureOperation, HyperparameterOperation, MeasuredOperation
 from morphing_trainer.operations.stages import AdvanceStage
@@ -27,7 +27,7 @@ from morphing_trainer.settings import Settings
 _log = logging.getLogger("morphing_trainer")
 
 
-class OperatingTrainer(JudgingTrainer):
+class OperatingTrainer(GuardedTrainer):
     """Operations and stages of `MorphingTrainer`."""
 
     # ---- Operations ------------------------------------------------------------------------------------------------

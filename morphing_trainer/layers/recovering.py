@@ -13,7 +13,7 @@ from accelerate.utils.memory import clear_device_cache
 from torch import nn
 
 from morphing_trainer.errors import OutOfMemoryError
-from morphing_trainer.layers.guarding import GuardedTrainer
+from morphing_trainer.layers.pressure import PressedTrainer
 from morphing_trainer.memory.failures import brief, is_out_of_memory
 from morphing_trainer.memory.peak import state_bytes_ahead
 from morphing_trainer.memory.rng import RandomState
@@ -43,7 +43,7 @@ class StepStart:
     tokens_seen: Any
 
 
-class RecoveringTrainer(GuardedTrainer):
+class RecoveringTrainer(PressedTrainer):
     """What `MorphingTrainer` does when memory runs out."""
 
     _consensus: Consensus
