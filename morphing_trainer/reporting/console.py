@@ -23,6 +23,7 @@ _LONGEST_VALUE = 60
 _WINDOW_SECONDS = 60.0
 _UNPRINTABLE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x1f\x7f-\x9f]+")
 _GAP = "   "
+_PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z", "Y")
 
 
 def is_terminal(stream: IO[str] | None = None) -> bool:
@@ -63,6 +64,14 @@ def count(number: float) -> str:
         if abs(number) >= 0.9995 * size:
             return f"{number / size:#.3g}".rstrip(".") + unit
     return f"{number:.3g}" if isinstance(number, float) else str(number)
+
+
+def scaled_text(x: float) -> str:
+    """Three digits and the prefix of a unit: `3.10 G`."""
+    power = 0
+    while abs(x) >= 999.5 and power < len(_PREFIXES) - 1:
+        x, power = x / 1000, power + 1
+    return f"{x:#.3g}".rstrip(".") + f" {_PREFIXES[power]}"
 
 
 def loss_text(loss: float | None) -> str:

@@ -10,11 +10,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from morphing_trainer.reporting.console import clean, count, duration, loss_text
+from morphing_trainer.reporting.console import clean, count, duration, loss_text, scaled_text
 from morphing_trainer.reporting.contest import Contest, Crossing, Entrant
 from morphing_trainer.reporting.layout import aligned
-
-_UNITS = ("", "k", "M", "G", "T", "P", "E", "Z", "Y")
 
 
 class Sheet(NamedTuple):
@@ -164,14 +162,6 @@ def amount(axis: str, x: float, *, long: bool = False) -> str:
     if axis == "steps":
         return f"{x:,.0f}" + (" steps" if long else "")
     return count(int(x)) + (" tokens" if long else "")
-
-
-def scaled_text(x: float) -> str:
-    """Three digits and the prefix of a unit: `3.10 G`."""
-    power = 0
-    while abs(x) >= 999.5 and power < len(_UNITS) - 1:
-        x, power = x / 1000, power + 1
-    return f"{x:#.3g}".rstrip(".") + f" {_UNITS[power]}"
 
 
 def ratio_text(ratio: float | None) -> str:

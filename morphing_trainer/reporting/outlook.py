@@ -14,7 +14,7 @@ from rich.text import Text
 from morphing_trainer.advice import Advice
 from morphing_trainer.outlook import Outlook, Prospect
 from morphing_trainer.reporting.adapters import FACTS, adapters_text
-from morphing_trainer.reporting.console import clean, count, operation_text, size_text
+from morphing_trainer.reporting.console import clean, count, operation_text, scaled_text, size_text
 from morphing_trainer.reporting.layout import aligned
 from morphing_trainer.reporting.tables import setting_changes
 
@@ -135,15 +135,7 @@ def _summary(outlook: Outlook) -> list[str]:
 
 def _cost(flops: float, grown: float) -> str:
     share = f"{flops / grown:.0%} of training the last model on as many tokens"
-    return f"{work(flops)}, {share} ({work(grown)})"
-
-
-def work(flops: float) -> str:
-    """Floating-point operations as people say them: 1.23 TFLOP, 45.6 PFLOP."""
-    for unit, factor in (("Z", 1e21), ("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6)):
-        if flops >= 0.9995 * factor:
-            return f"{flops / factor:#.3g}".rstrip(".") + f" {unit}FLOP"
-    return f"{flops:,.0f} FLOP"
+    return f"{scaled_text(flops)}FLOP, {share} ({scaled_text(grown)}FLOP)"
 
 
 def size(number: float) -> str:

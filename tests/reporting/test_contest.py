@@ -8,9 +8,10 @@ from dataclasses import replace
 
 import pytest
 
+from morphing_trainer.reporting.console import scaled_text
 from morphing_trainer.reporting.contest import Crossing, contest, crossing
 from morphing_trainer.reporting.contest_figure import contest_figure
-from morphing_trainer.reporting.contest_tables import contest_lines, scaled_text
+from morphing_trainer.reporting.contest_tables import contest_lines
 from morphing_trainer.reporting.records import Record
 from morphing_trainer.run.work import Stretch, spent
 from tests.reporting.pictures import assert_readable, run, words
