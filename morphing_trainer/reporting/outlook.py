@@ -6,20 +6,18 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from rich import box
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from morphing_trainer.advice import Advice
 from morphing_trainer.outlook import Outlook, Prospect
 from morphing_trainer.reporting.adapters import FACTS, adapters_text
 from morphing_trainer.reporting.console import clean, count, operation_text, scaled_text, size_text
-from morphing_trainer.reporting.layout import aligned
+from morphing_trainer.reporting.layout import Form, Responsive, aligned, stacked
 from morphing_trainer.reporting.tables import setting_changes
 
 _HEADER = ("#", "operation", "step", "depth x width", "LoRA", "parameters", "trained", "FLOPs/token", "memory")
-_NUMBERS = ("#", "parameters", "trained", "FLOPs/token", "memory")
+_KINDS = ("number", "text", "fixed", "fixed", "fixed", "number", "number", "number", "number")
 
 
 def outlook_json(outlook: Outlook, advice: Sequence[Advice]) -> dict[str, Any]:
@@ -55,21 +53,25 @@ def outlook_lines(outlook: Outlook, advice: Sequence[Advice], facts: Sequence[st
 
 
 def outlook_table(outlook: Outlook, advice: Sequence[Advice], facts: Sequence[str]) -> RenderableType:
-    """For a terminal."""
-    table = Table(box=box.SIMPLE_HEAD)
-    table.padding = (0, 1, 0, 0)
+    """For a terminal: on a narrow one, when and what stand below an operation's name."""
     rows = _rows(outlook)
     kept = [i for i in range(len(_HEADER)) if any(row[i] for row in rows)]
-    for i in kept:
-        number = _HEADER[i] in _NUMBERS
-        table.add_column(_HEADER[i], justify="right" if number else "left", no_wrap=_HEADER[i] != "operation")
+    wide: list[list[str | Text]] = []
+    narrow: list[list[str | Text]] = []
     for row in rows:
-        style = {1: "cyan" if row[0] != "0" else "bold"}
-        table.add_row(*(Text(row[i], style=style.get(i, "")) for i in kept))
-    below = [Text(line) for line in _summary(outlook)]
+        number, name, step, shape, adapters, *figures = row
+        title = Text(name, style="bold" if number == "0" else "cyan")
+        wide.append([title if i == 1 else row[i] for i in kept])
+        when = f"from step {step[5:]}" if step.startswith("from ") else f"step {step}"
+        below = (when, shape, f"LoRA {adapters}" if adapters else "")
+        narrow.append([number, stacked(title, *below), *figures])
+    columns = [(name, _KINDS[i]) for i, name in enumerate(_HEADER)]
+    few = [*columns[:2], *columns[5:]]
+    table = Responsive("", Form([columns[i] for i in kept], wide), Form(few, narrow))
+    told = [Text(line) for line in _summary(outlook)]
     if advice:
-        below += [Text(), Text("Advice", style="bold"), *(Text(f"- {each}") for each in advice)]
-    return Group(*(Text(fact) for fact in facts), table, *below)
+        told += [Text(), Text("Advice", style="bold"), *(Text(f"- {each}") for each in advice)]
+    return Group(*(Text(fact) for fact in facts), table, *told)
 
 
 def _rows(outlook: Outlook) -> list[tuple[str, ...]]:
