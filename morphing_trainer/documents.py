@@ -55,7 +55,15 @@ def load_document(path: str | os.PathLike[str]) -> Document:
     text = _read_text(name)
     if not text.strip():
         raise DocumentError(f"{name}: the file is empty; write a document into it")
-    events = _json_events(text, name) if suffix == ".json" else _yaml_events(text, name)
+    return _read(name, _json_events(text, name) if suffix == ".json" else _yaml_events(text, name))
+
+
+def read_text(text: str, name: str) -> Document:
+    """Read YAML, or JSON, from text that somebody calls `name`. Raises `DocumentError` as `load_document`."""
+    return _read(name, _yaml_events(text, name))
+
+
+def _read(name: str, events: Iterator[_Node]) -> Document:
     reader = _Reader(name, events)
     data = reader.read()
     return Document(name, data, reader.lines, tuple(reader.problems))

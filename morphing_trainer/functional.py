@@ -59,7 +59,7 @@ def morph(
         ModelError: if the model's family is not supported.
     """
     start = time.perf_counter()
-    chosen = _parsed(operation)
+    chosen = parsed(operation)
     if not isinstance(chosen, ArchitectureOperation):
         raise OperationError(
             f"{chosen.name}: changes settings of a training run, not the model; in your own loop set them yourself"
@@ -96,7 +96,12 @@ def morph(
     return Morphed(grown.model, new_optimizer, record)
 
 
-def _parsed(operation: Operation | Mapping[str, Any]) -> Operation:
+def parsed(operation: Operation | Mapping[str, Any]) -> Operation:
+    """An operation that is given as it stands in a schedule, without a trigger.
+
+    Raises:
+        OperationError: if it is not valid.
+    """
     if isinstance(operation, Operation):
         return operation
     if not isinstance(operation, Mapping):

@@ -48,7 +48,7 @@ _WEIGHT_FILES = [
     adapters.CONFIG,
     adapters.WEIGHTS,
 ]
-_MASK_BUFFER = re.compile(r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias")  # of the original layout: no parameters
+MASK_BUFFER = re.compile(r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias")  # of the original layout: no parameters
 _INSTEAD = (
     "give a GPT-2 checkpoint such as 'openai-community/gpt2', or leave model_name_or_path out to make a new model"
 )
@@ -82,18 +82,7 @@ def load_model(
     where = f"model_name_or_path {name_or_path!r}"
     weight_type = _dtype(dtype)
     _check_dropout(dropout)
-    folder = _local_folder(name_or_path, where)
-    if folder is None:
-        folder = _download(name_or_path, revision, [_CONFIG_FILE], where)
-        config = _read_config(folder, where)  # before the weights: another model may be very large
-        # The snapshot's folder is named after its commit, so that a branch that moves meanwhile does no harm.
-        folder = _download(name_or_path, folder.name, _WEIGHT_FILES, where)
-    elif revision is not None:
-        raise ConfigError(
-            f"model_revision: {revision!r} has no meaning for the local folder {name_or_path!r}; remove it"
-        )
-    else:
-        config = _read_config(folder, where)
+    folder, config = find_weights(name_or_path, revision)
     _check_size(folder, config, where)
     if dropout is not None:
         config.resid_pdrop = config.embd_pdrop = config.attn_pdrop = dropout
@@ -125,6 +114,31 @@ def load_model(
         return _shifting(load_adapters(model, folder))
     except MorphError as error:
         raise ModelError(f"{where}: {error}") from error
+
+
+def find_weights(name_or_path: str, revision: str | None = None, also: Collection[str] = ()) -> tuple[Path, GPT2Config]:
+    """The folder that holds a model, which is downloaded if it is on the Hub, and its config.
+
+    Args:
+        also: names of further files that are wanted, if the repository has them.
+
+    Raises:
+        ModelError, ConfigError: as `load_model`, for what can be seen without reading weights.
+    """
+    where = f"model_name_or_path {name_or_path!r}"
+    folder = _local_folder(name_or_path, where)
+    if folder is None:
+        folder = _download(name_or_path, revision, [_CONFIG_FILE], where)
+        config = _read_config(folder, where)  # before the weights: another model may be very large
+        # The snapshot's folder is named after its commit, so that a branch that moves meanwhile does no harm.
+        folder = _download(name_or_path, folder.name, [*_WEIGHT_FILES, *also], where)
+    elif revision is not None:
+        raise ConfigError(
+            f"model_revision: {revision!r} has no meaning for the local folder {name_or_path!r}; remove it"
+        )
+    else:
+        config = _read_config(folder, where)
+    return folder, config
 
 
 def describe_model(name_or_path: str, *, revision: str | None = None) -> ModelSpec:
@@ -380,7 +394,7 @@ def _advice(error: BaseException) -> str:
 
 def _check_complete(model: Any, report: dict[str, Any], where: str) -> None:
     """Raise ModelError unless the checkpoint held exactly the weights of the model. A tied head may be absent."""
-    unexpected = [name for name in report["unexpected_keys"] if not _MASK_BUFFER.fullmatch(name)]
+    unexpected = [name for name in report["unexpected_keys"] if not MASK_BUFFER.fullmatch(name)]
     shapes = [f"{name} {tuple(has)} instead of {tuple(needs)}" for name, has, needs in report["mismatched_keys"]]
     wrong = [
         f"{what}: {_some(names)}"

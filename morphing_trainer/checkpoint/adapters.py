@@ -49,11 +49,16 @@ def write_adapters(folder: Path, spec: ModelSpec, weights: Mapping[str, Tensor],
     Args:
         home: where the folder will stand; `AutoPeftModelForCausalLM` looks for the base model there.
     """
-    names, copies = _names(spec)
+    names, copies = saved_names(spec)
     tensors = {saved: weights[name].detach() for name, saved in names.items()}
     # Of its own memory, which the transpose of a rank-1 matrix would not be if it were only made contiguous.
     tensors |= {saved: tensors[owner].T.clone() for saved, owner in copies.items()}
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / WEIGHTS, {"format": "pt"})
+    write_config(folder, spec, home)
+
+
+def write_config(folder: Path, spec: ModelSpec, home: Path) -> None:
+    """Write `adapter_config.json` into `folder`; `home` as in `write_adapters`."""
     config = spec.peft_config
     config.base_model_name_or_path = str(home.resolve())
     config.inference_mode = True
@@ -68,7 +73,7 @@ def read_adapters(folder: Path, spec: ModelSpec) -> dict[str, Tensor]:
     """
     path = folder / WEIGHTS
     tensors = read_tensors(path)
-    names, copies = _names(spec)
+    names, copies = saved_names(spec)
     faults = [f"{saved} is missing" for saved in [*names.values(), *copies] if saved not in tensors]
     faults += [f"{saved} is not part of the model" for saved in tensors if saved not in {*names.values(), *copies}]
     faults += [
@@ -131,7 +136,7 @@ def _check_patterns(data: Any) -> None:
             raise ValueError(f"the pattern {pattern[:60]!r} is too involved: list the modules by name")
 
 
-def _names(spec: ModelSpec) -> tuple[dict[str, str], dict[str, str]]:
+def saved_names(spec: ModelSpec) -> tuple[dict[str, str], dict[str, str]]:
     """Parameter -> name in the file; and of a tied head's adapter: name in the file -> name of its transpose there."""
     names = {name: _saved(name) for name in spec.shapes if spec.adapter_at(name)}
     copies = {_saved(alias): names[owner] for alias, owner in spec.tied.items() if owner in names}

@@ -1,0 +1,1 @@
+"""Operations on a model on disk, tensor by tensor, without a trainer."""
