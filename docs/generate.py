@@ -1,4 +1,4 @@
-"""Write `docs/operations.md` from the operation and trigger classes: `python docs/generate.py`.
+"""Write `docs/operations.md` and the JSON Schemas from the operation and trigger classes: `python docs/generate.py`.
 
 What a class does, its fields, types and defaults are read from the class; a docstring is the place to correct a text.
 Here stand only what no class can tell: the file format, one example per operation, and the words for the types.
@@ -6,77 +6,27 @@ Here stand only what no class can tell: the file format, one example per operati
 
 from __future__ import annotations
 
-import inspect
-import re
-import types
-import typing
 from pathlib import Path
-from typing import Any
 
 from morphing_trainer.documents import dump_yaml
-from morphing_trainer.operations import OPERATIONS, ArchitectureOperation, Operation
-from morphing_trainer.operations.base import Count, Factor, GrowthFactor, Nothing, Steps
+from morphing_trainer.operations import ArchitectureOperation, Operation
 from morphing_trainer.operations.components import Components
-from morphing_trainer.operations.depth import LayerIndex
-from morphing_trainer.operations.lora import ComponentRank, Rank
-from morphing_trainer.operations.measured import BatchTarget
-from morphing_trainer.triggers import COMPOSITE, VALUED, InStage, Plateau, RankUseAbove, Trigger
+from morphing_trainer.reporting.reference import (
+    conditions,
+    families,
+    fields_of,
+    hints,
+    name_of,
+    summary_of,
+    text_of,
+)
+from morphing_trainer.reporting.reference_texts import COMPONENTS, ENTRY_KEYS, EXAMPLES
+from morphing_trainer.reporting.type_words import words
+from morphing_trainer.schemas import FILES
+from morphing_trainer.schemas.building import schema_text
+from morphing_trainer.triggers import InStage, Plateau, RankUseAbove
 
 PAGE = Path(__file__).with_name("operations.md")
-
-WORDS: tuple[tuple[Any, str], ...] = (
-    (Factor, "number above 0"),
-    (GrowthFactor, "number above 1"),
-    (Count, "whole number from 1"),
-    (Steps, "whole number from 0"),
-    (Components, "[component](#components), or a list"),
-    (LayerIndex, "layers"),
-    (Rank, "whole number from 0"),
-    (ComponentRank, "`[component, rank]`"),
-    (BatchTarget, "`null`, or `{target_vram_percent: 82, max_batch_size: 1024}`"),
-    (Nothing, "`null`"),
-    (type(None), "`null`"),
-    (int, "whole number"),
-    (float, "number"),
-    (str, "text"),
-    (bool, "`true` or `false`"),
-)
-
-EXAMPLES: dict[str, dict[str, Any]] = {
-    "change_lr": {"value": 0.5, "trigger_loss": 3.2, "max_wait_iters": 20000},
-    "set_lr": {"value": 0.0003, "max_wait_iters": 5000},
-    "change_warmup_iters": {"value": 0.5, "max_wait_iters": 0},
-    "set_warmup_iters": {"value": 200, "max_wait_iters": 0},
-    "reset_lr_schedule": {"value": None, "max_wait_iters": 0, "desc": "after a stack_layers"},
-    "change_batch_size": {"value": 2, "when": {"at_tokens": 20000000}},
-    "set_batch_size": {"value": 64, "max_wait_iters": 10000},
-    "set_batch_size_relative": {"value": 0.5, "max_wait_iters": 0, "desc": "make room before growing"},
-    "adjust_batch_size": {
-        "value": {"target_vram_percent": 82, "max_batch_size": 256},
-        "keep_effective": True,
-        "max_wait_iters": 0,
-    },
-    "change_grad_accum": {"value": 2, "when": {"plateau": {"window": 5, "slope": 0.05}}},
-    "set_grad_accum": {"value": 8, "max_wait_iters": 10000},
-    "change_eval_iters": {"value": 4, "trigger_loss": 3.0, "desc": "finer differences need more batches"},
-    "set_eval_iters": {"value": 200, "trigger_loss": 3.0},
-    "change_eval_interval": {"value": 0.5, "max_wait_iters": 0},
-    "set_eval_interval": {"value": 250, "max_wait_iters": 0},
-    "reset_optimizer_state": {"value": ["wte", "h.0-3"], "max_wait_iters": 1000},
-    "stack_layers": {"value": 2, "init": "identity", "order": "interleave", "trigger_loss": 4.0, "reevaluate": True},
-    "widen_mlp": {"value": 2, "split": "uneven", "trigger_loss": 3.8, "max_wait_iters": 10000},
-    "set_mlp_width": {"value": 4096, "split": "newborn", "max_wait_iters": 10000},
-    "decrease_attn_lora_scaling": {"value": 2, "trigger_loss": 3.6, "max_wait_iters": 10000},
-    "decrease_vocab_lora_scaling": {"value": 0.5, "residual": "merge", "max_wait_iters": 10000},
-    "set_attn_lora_rank": {"value": 8, "alpha": 16, "max_wait_iters": 5000},
-    "set_embedding_lora_rank": {"value": 0, "max_wait_iters": 20000, "desc": "train the embedding itself from here on"},
-    "set_layer_lora_rank": {"value": ["attn.2", 16], "max_wait_iters": 2000},
-    "merge_lora_weights": {"value": None, "restart": True, "max_wait_iters": 1000, "repeat": "end"},
-    "change_lora_alpha": {"value": 2, "compensate": True, "max_wait_iters": 1000},
-    "advance_stage": {"value": "finetune", "when": {"plateau": {"window": 5, "slope": 0.01}}},
-    "freeze_layer": {"value": ["wte", "wpe", "attn.0-3", "mlp.*"], "max_wait_iters": 0},
-    "unfreeze_layer": {"value": "h.*", "when": {"plateau": {"window": 5, "slope": 0.01}}},
-}
 
 HEAD = """\
 <!-- Generated by docs/generate.py. Change the docstrings in morphing_trainer/operations, then run it again. -->
@@ -110,14 +60,7 @@ YAML (`.yaml`, `.yml`) or JSON (`.json`). The plain form:
 | `name` | text | | the operation |
 | `value` | see the operation | | its argument; may be left out where it is `null` |
 | options of the operation | see the operation | | stand beside `value`, such as `init: identity` |
-| `trigger_loss` | number from 0, or `.inf` | | fires at an evaluation whose loss is below it |
-| `max_wait_iters` | whole number from 0 | | fires this many steps after the previous operation, exactly then |
-| `when` | a [condition](#triggers) | | in place of the two above |
-| `reevaluate` | `true` or `false` | `false` | show the loss right before and after it; fires nothing |
-| `guard` | `{max_loss_increase: 0.1, within_steps: 200}` | | undo it if the loss stays up, see [Guards](#guards) |
-| `desc` | text | | shown and kept in the journal |
-| `completed` | `true` or `false` | `false` | already done, in an earlier run: the entry is stepped over |
-| `repeat` | whole number from 1, or `end` | | how often it is done; see [Repeating](#repeating) |
+{keys}
 
 An entry needs `trigger_loss`, `max_wait_iters` or both (whichever comes first), or `when`.
 
@@ -245,15 +188,6 @@ The run tracks, shows and saves where it stands, as multipliers of where it bega
 They stand in every operation's record in `journal.jsonl` and in every checkpoint.
 """
 
-COMPONENTS = """\
-### Components
-
-`attn.N`, `mlp.N`, `ln_1.N`, `ln_2.N` are the parts of block N, `h.N` is the whole block; `wte`, `wpe`, `ln_f` and
-`lm_head` are the token embedding, the position embedding, the last norm and the head. Layers count from 0. Ranges
-(`attn.0-3`, both ends included), globs (`mlp.*`, `*`) and lists of all these name several.
-"""
-
-
 LORA = """\
 An adapter adds `s * B A` to a weight `W`: A has `rank` rows, B as many columns, and `s` is `alpha / rank` (with rsLoRA
 `alpha / sqrt(rank)`). `W` is not trained while it carries an adapter. A run begins with adapters by the arguments
@@ -280,116 +214,64 @@ NOTES = {"LoRA": LORA}
 
 def page() -> str:
     """The whole page."""
-    families: dict[str, list[type[Operation]]] = {}
-    for operation in OPERATIONS.values():
-        families.setdefault(operation.family, []).append(operation)
-    contents = "\n".join(f"- [{name}](#{_anchor(name)}): {_listed(members)}" for name, members in families.items())
-    parts = [HEAD.format(contents=contents), FILE, _triggers(), STATE]
-    parts += [_family(name, members) for name, members in families.items()]
+    found = families()
+    contents = "\n".join(f"- [{name}](#{_anchor(name)}): {_listed(members)}" for name, members in found.items())
+    keys = "\n".join(
+        f"| `{key}` | {kind} |{f' {given} ' if given else ' '}| {says} |" for key, kind, given, says in ENTRY_KEYS
+    )
+    parts = [HEAD.format(contents=contents), FILE.replace("{keys}", keys), _triggers(), STATE]
+    parts += [_family(name, members) for name, members in found.items()]
     return "\n".join(parts)
 
 
 def _family(name: str, members: list[type[Operation]]) -> str:
     rows = [
-        f"| [`{_name(member)}`](#{_name(member)}) | {_type(_hints(member)['value'])} | {_summary(member)} |"
+        f"| [`{name_of(member)}`](#{name_of(member)}) | {words(hints(member)['value'])} | {summary_of(member)} |"
         for member in members
     ]
     table = ["| operation | value | does |", "|---|---|---|", *rows]
-    components = any(_hints(member)["value"] == Components for member in members)
+    components = any(hints(member)["value"] == Components for member in members)
     notes = [NOTES[name]] if name in NOTES else []
-    parts = [f"## {name}\n", *notes, "\n".join(table) + "\n", *([COMPONENTS] if components else [])]
+    parts = [
+        f"## {name}\n",
+        *notes,
+        "\n".join(table) + "\n",
+        *([f"### Components\n\n{COMPONENTS}"] if components else []),
+    ]
     return "\n".join([*parts, *(_operation(member) for member in members)])
 
 
 def _operation(operation: type[Operation]) -> str:
-    lines = [f"### {_name(operation)}", "", _text(operation), ""]
+    name = name_of(operation)
+    lines = [f"### {name}", "", text_of(operation), ""]
     if operation.aliases:
         lines += [f"Also written as {', '.join(f'`{alias}`' for alias in operation.aliases)}.", ""]
-    lines += ["| option | type | default |", "|---|---|---|"]
-    for field, info in operation.model_fields.items():
-        if field != "name":
-            default = "" if info.is_required() else f" `{_plain(info.default)}`"
-            lines.append(f"| `{field}` | {_type(_hints(operation)[field])} |{default} |")
+    lines += ["| option | type | default |", "|---|---|---|", *_rows(operation)]
     if issubclass(operation, ArchitectureOperation):
         lines += ["", "Works with `morph(...)` as well."]
-    example = dump_yaml([{"name": _name(operation), **EXAMPLES[_name(operation)]}]).rstrip()
+    example = dump_yaml([{"name": name, **EXAMPLES[name]}]).rstrip()
     return "\n".join([*lines, "", "```yaml", example, "```", ""])
 
 
-def _triggers() -> str:
-    kinds: list[tuple[str, str, type[Trigger]]] = [
-        (kind, _type(_hints(trigger)["value"]), trigger) for kind, trigger in VALUED.items()
+def _rows(kind: type[Operation] | type[Plateau]) -> list[str]:
+    return [
+        f"| `{field.name}` | {field.type} |{'' if field.default is None else f' `{field.default}`'} |"
+        for field in fields_of(kind)
     ]
-    kinds.append((Plateau.kind, "`{window, slope}`", Plateau))
-    kinds.append((InStage.kind, "stage, or `{name, then}`", InStage))
-    kinds += [(kind, "list of conditions", trigger) for kind, trigger in COMPOSITE.items()]
-    rows = [f"| `{kind}` | {words} | {_lowered(_summary(trigger))} |" for kind, words, trigger in kinds]
+
+
+def _triggers() -> str:
+    rows = [f"| `{entry.name}` | {entry.value} | {entry.summary} |" for entry in conditions()]
     head = "## Triggers\n\n`when:` holds one condition.\n\n| condition | value | holds when |\n|---|---|---|\n"
-    options = ["| option of `plateau` | type | default |", "|---|---|---|"]
-    for field, info in Plateau.model_fields.items():
-        default = "" if info.is_required() else f" `{_plain(info.default)}`"
-        options.append(f"| `{field}` | {_type(_hints(Plateau)[field])} |{default} |")
-    plateau = f"**plateau.** {_text(Plateau)}\n\n" + "\n".join(options)
-    stage = f"**stage.** {_text(InStage)}"
-    ranks = f"**rank_use_above.** {_text(RankUseAbove)}"
+    options = ["| option of `plateau` | type | default |", "|---|---|---|", *_rows(Plateau)]
+    plateau = f"**plateau.** {text_of(Plateau)}\n\n" + "\n".join(options)
+    stage = f"**stage.** {text_of(InStage)}"
+    ranks = f"**rank_use_above.** {text_of(RankUseAbove)}"
     return head + "\n".join(rows) + f"\n\n{plateau}\n\n{stage}\n\n{ranks}\n\n{NESTED}"
 
 
-def _hints(kind: type[Any]) -> dict[str, Any]:
-    return typing.get_type_hints(kind, include_extras=True)
-
-
-def _type(annotation: Any) -> str:
-    """An annotation in words."""
-    known = next((words for entry, words in WORDS if annotation == entry), None)
-    if known is not None:
-        return known
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is typing.Annotated:
-        return _bounded(_type(arguments[0]), arguments[1:])
-    if origin is typing.Literal:
-        return " or ".join(f"`{argument}`" for argument in arguments)
-    if origin in (typing.Union, types.UnionType):
-        return ", or ".join(_type(argument) for argument in arguments)
-    if origin is list:
-        return f"list of {_type(arguments[0])}"
-    raise TypeError(f"docs/generate.py has no words for {annotation!r}; add them to WORDS")
-
-
-def _bounded(words: str, metadata: tuple[Any, ...]) -> str:
-    """`words` with the limits that pydantic's `Field` sets."""
-    bounds = {"ge": " from {}", "gt": " above {}", "le": ", up to {}", "lt": ", below {}", "min_length": ", {} or more"}
-    for constraint in (part for info in metadata for part in getattr(info, "metadata", [])):
-        words += "".join(
-            text.format(getattr(constraint, key)) for key, text in bounds.items() if hasattr(constraint, key)
-        )
-    return words
-
-
-def _name(operation: type[Operation]) -> str:
-    return str(operation.model_fields["name"].default)
-
-
-def _text(kind: type[Any]) -> str:
-    return inspect.cleandoc(kind.__doc__ or "")
-
-
-def _summary(kind: type[Any]) -> str:
-    """The first paragraph's first sentence."""
-    paragraph = " ".join(_text(kind).split("\n\n")[0].split())
-    return re.split(r"\.(?= [A-Z`]|$)", paragraph)[0].replace("|", "\\|")
-
-
-def _lowered(sentence: str) -> str:
-    return sentence[0].lower() + sentence[1:]
-
-
-def _plain(value: Any) -> str:
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-
-
 def _listed(members: list[type[Operation]]) -> str:
-    return ", ".join(f"[`{_name(member)}`](#{_name(member)})" for member in members)
+    return ", ".join(f"[`{name_of(member)}`](#{name_of(member)})" for member in members)
 
 
 def _anchor(heading: str) -> str:
@@ -398,4 +280,6 @@ def _anchor(heading: str) -> str:
 
 if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
-    print(f"wrote {PAGE}")
+    for kind, file in FILES.items():
+        file.write_text(schema_text(kind), encoding="utf-8")
+    print("wrote", PAGE, *FILES.values())

@@ -46,6 +46,21 @@ def read_guard(data: Any) -> tuple[GuardTerms | None, list[Fault]]:
     return found, [(("guard", *path), what) for path, what in faults]
 
 
+_HARMLESS = {"trigger_loss": 0.0, "max_wait_iters": 0, "when": {"waited": 0}, "reevaluate": False, "guard": None}
+"""In place of defaults that are wrong: what is wrong is told once, not again for every entry."""
+
+
+def read_defaults(defaults: Mapping[str, Any]) -> tuple[dict[str, Any], list[Fault]]:
+    """The defaults of a schedule with nothing wrong among them, and what was. Unknown keys are left alone."""
+    plain = {key: defaults[key] for key in ("trigger_loss", "max_wait_iters", "reevaluate") if key in defaults}
+    _, faults = validated(Terms, plain)
+    faults += read_guard(defaults.get("guard"))[1]
+    if "when" in defaults:
+        faults += _read_when(defaults["when"], ("when",))[1]
+    wrong = {path[0] for path, _ in faults}
+    return {**defaults, **{key: value for key, value in _HARMLESS.items() if key in wrong}}, faults
+
+
 def _read_when(data: Any, path: Path) -> tuple[Trigger | None, list[Fault]]:
     """A trigger from `{kind: value}`, nested under `all` and `any`."""
     if not isinstance(data, Mapping) or len(data) != 1:

@@ -11,7 +11,7 @@ from morphing_trainer.operations import NAMES
 from morphing_trainer.operations.base import whole
 from morphing_trainer.operations.stages import AdvanceStage
 from morphing_trainer.schedule_entry import Entry, Path, Place, Source, Terms
-from morphing_trainer.schedule_fields import described, read_guard, read_trigger, shown, validated
+from morphing_trainer.schedule_fields import described, read_defaults, read_guard, read_trigger, shown, validated
 
 END = "end"
 """`repeat: end` repeats to the end of the run."""
@@ -77,7 +77,7 @@ def read_schedule(data: Any, source: Source) -> Reading:
             if key not in ("operations", "defaults"):
                 hint = suggest(str(key), ("operations", "defaults"))
                 problems.append(Problem(source.where((key,)), f"unknown key {key!r}{hint}"))
-        defaults = data.get("defaults") or {}
+        defaults = {} if (given := data.get("defaults")) is None else given
         if not isinstance(defaults, Mapping):
             where = source.where(("defaults",))
             problems.append(Problem(where, f"defaults must be a mapping, is {described(defaults)}"))
@@ -86,6 +86,10 @@ def read_schedule(data: Any, source: Source) -> Reading:
             if key not in _DEFAULTS:
                 where = source.where(("defaults", key), "defaults")
                 problems.append(Problem(where, f"unknown key {key!r}{suggest(str(key), _DEFAULTS)}"))
+        defaults, faults = read_defaults(defaults)
+        for path, what in faults:
+            label = ".".join(str(part) for part in path)
+            problems.append(Problem(source.where(("defaults", *path), "defaults", label), what))
         if "operations" not in data:
             problems.append(Problem(source.where(()), "has no list of operations; write 'operations:' and the entries"))
         source = Source(source.name, source.lines, ("operations",))

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from morphing_trainer.operations.base import Count, Steps
+from morphing_trainer.operations.base import Count, Steps, whole
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ class Plateau(Trigger):
 
     kind: ClassVar[str] = "plateau"
     needs_evaluation: ClassVar[bool] = True
-    window: Annotated[int, Field(ge=2)]
+    window: Annotated[int, BeforeValidator(whole), Field(ge=2)]
     slope: Annotated[float, Field(ge=0)] = 0.0
 
     def _fall(self, clock: Clock) -> float | None:

@@ -418,6 +418,34 @@ def test_every_operation_knows_its_item_its_place_in_the_group_and_its_round(tmp
     assert [index for index, _ in schedule.written()] == [0, 2, 3, 22, 23]
 
 
+def test_wrong_defaults_are_told_once_and_even_if_nothing_uses_them() -> None:
+    own = [{"name": "change_lr", "value": 0.5, "max_wait_iters": 1}] * 2
+    needing = [{"name": "change_lr", "value": 0.5}] * 2
+    wrong: list[tuple[Any, str]] = [
+        ({"max_wait_iters": -1}, "defaults, max_wait_iters: must be greater than or equal to 0, is -1"),
+        ({"trigger_loss": "x"}, "defaults, trigger_loss: must be a valid number, is 'x'"),
+        ({"when": {"at_stp": 5}}, "defaults, when.at_stp: unknown condition 'at_stp'; did you mean 'at_step'?"),
+        ({"guard": {"within_steps": 3}}, "defaults, guard.max_loss_increase: is missing"),
+        ({"reevaluate": 1}, "defaults, reevaluate: must be a valid boolean, is 1"),
+        (0, "defaults must be a mapping, is 0 (int)"),
+    ]
+    for defaults, what in wrong:
+        triggers = isinstance(defaults, dict) and not {"guard", "reevaluate"} & set(defaults)
+        for operations in (own, needing if triggers else own):
+            with pytest.raises(ScheduleError) as error:
+                Schedule.of({"defaults": defaults, "operations": operations})
+            assert [str(problem).removeprefix("schedule: ") for problem in error.value.problems] == [what]
+    assert len(Schedule.of({"defaults": None, "operations": own})) == 2
+
+
+def test_whole_numbers_may_be_written_as_floats_everywhere() -> None:
+    entry = {"name": "stack_layers", "value": [0.0, 0, 1e0], "when": {"plateau": {"window": 5.0}}}
+    read = Schedule.of([entry]).to_list()
+    assert read == [{"name": "stack_layers", "value": [0, 0, 1], "when": {"plateau": {"window": 5, "slope": 0.0}}}]
+    with pytest.raises(ScheduleError, match=r"0\.5"):
+        Schedule.of([{**entry, "value": [0, 0.5, 1]}])
+
+
 def test_defaults_apply_inside_groups() -> None:
     operations = [
         {"repeat": 2, "operations": [{"name": "change_lr", "value": 2}, {**LR, "reevaluate": False}]},

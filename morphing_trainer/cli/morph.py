@@ -13,7 +13,11 @@ from morphing_trainer.errors import MorphError
 COMMANDS = {
     "train": "train a model, as train.py does (for several processes: accelerate launch train.py)",
     "plan": "play a schedule through without training: sizes, cost, memory, times, advice",
+    "validate": "check schedules, training plans and run configs: every problem, with its line",
+    "ops": "show what a schedule may do: all operations and triggers, or one of them in full",
+    "schema": "write the JSON Schema of schedules or plans, for completion and help in editors",
     "data": "prepare a data set once, to train from it anywhere; look at its samples",
+    "apply": "apply operations to a model on disk or on the Hub, without training",
     "sample": "let a model write: of a run, a checkpoint, or the Hub",
     "status": "tell where a run stands, also while it trains, and what to do next",
     "journal": "show what happened in a run: every operation, and what it did",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from morphing_trainer.lineage import Lineage, ModelSpec
 from morphing_trainer.memory.finding import Probe
@@ -131,10 +131,10 @@ def whole(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-Factor = Annotated[float, AfterValidator(_positive)]
+Factor = Annotated[float, AfterValidator(_positive), WithJsonSchema({"type": "number", "exclusiveMinimum": 0})]
 """A positive, finite factor."""
 
-GrowthFactor = Annotated[float, AfterValidator(_growing)]
+GrowthFactor = Annotated[float, AfterValidator(_growing), WithJsonSchema({"type": "number", "exclusiveMinimum": 1})]
 """A finite factor above 1."""
 
 Count = Annotated[int, BeforeValidator(whole), Field(ge=1)]

@@ -7,13 +7,14 @@ import re
 from collections.abc import Iterable
 from typing import Annotated
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, WithJsonSchema
 
 from morphing_trainer.architectures import ARCHITECTURES
 from morphing_trainer.errors import OperationError, suggest
 from morphing_trainer.lineage import ModelSpec
 
 _KINDS = frozenset(kind for architecture in ARCHITECTURES.values() for kind in architecture.components)
+_LAYERS = r"(\.[\d*?\[\]-]+)?"  # what may follow a kind
 _RANGE = re.compile(r"(\w+)\.(\d+)-(\d+)\Z")
 
 
@@ -27,6 +28,11 @@ def _known(pattern: str) -> str:
     if (match := _RANGE.match(pattern)) and int(match[2]) > int(match[3]):
         raise ValueError(f"{pattern!r}: the range runs backwards; write {match[1]}.{match[3]}-{match[2]}")
     return pattern
+
+
+_ADAPTABLE = sorted({kind for family in ARCHITECTURES.values() for kind in family.adaptable})
+ADAPTABLE = {"type": "string", "pattern": f"^({'|'.join(_ADAPTABLE)}){_LAYERS}$", "examples": ["attn.2", "wte"]}
+"""What `check_adaptable` lets pass, as JSON Schema."""
 
 
 def check_adaptable(pattern: str) -> None:
@@ -50,7 +56,14 @@ def _known_each(value: str | list[str]) -> str | list[str]:
     return value
 
 
-Components = Annotated[str | list[str], AfterValidator(_known_each)]
+_KIND = "|".join([*sorted(_KINDS), r"[^.]*[*?\[][^.]*"])
+_NAMED = {"type": "string", "pattern": f"^({_KIND}){_LAYERS}$", "examples": ["h.0", "attn.0-3", "mlp.*", "wte", "*"]}
+
+Components = Annotated[
+    str | list[str],
+    AfterValidator(_known_each),
+    WithJsonSchema({"anyOf": [_NAMED, {"type": "array", "minItems": 1, "items": _NAMED}]}),
+]
 
 
 def resolve(spec: ModelSpec, patterns: str | Iterable[str]) -> dict[str, frozenset[str]]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 from morphing_trainer.errors import OperationError
 from morphing_trainer.lineage import ModelSpec, regather
-from morphing_trainer.operations.base import ArchitectureOperation, GrowthFactor, Morph
+from morphing_trainer.operations.base import ArchitectureOperation, GrowthFactor, Morph, whole
 
-LayerIndex = Annotated[int, Field(ge=0)]
+LayerIndex = Annotated[int, BeforeValidator(whole), Field(ge=0)]
 
 
 MOST_LAYERS = 1_000
@@ -31,6 +31,13 @@ class StackLayers(ArchitectureOperation):
 
     Limits: depth times factor must be a whole number; not for models whose attention scales with the layer's index.
     """
+
+    model_config = ConfigDict(
+        json_schema_extra={  # as `_needs_factor` has it
+            "if": {"properties": {"value": {"type": "array"}}},
+            "then": {"properties": {"order": {"const": "append"}}},
+        }
+    )
 
     family: ClassVar[str] = "Depth"
     name: Literal["stack_layers"] = "stack_layers"

@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from morphing_trainer.errors import OperationError
 from morphing_trainer.lineage import AdapterChange, ModelSpec, Site, readapt
 from morphing_trainer.operations.base import ArchitectureOperation, Factor, Morph, Nothing, draw_seed, whole
-from morphing_trainer.operations.components import check_adaptable, resolve
+from morphing_trainer.operations.components import ADAPTABLE, check_adaptable, resolve
 
 Rank = Annotated[int, BeforeValidator(whole), Field(ge=0)]
 """A rank; 0 is no adapter."""
@@ -34,7 +34,18 @@ def _component_and_rank(value: object) -> list[Any]:
     return [component, rank]
 
 
-ComponentRank = Annotated[list[Any], BeforeValidator(_component_and_rank)]
+ComponentRank = Annotated[
+    list[Any],
+    BeforeValidator(_component_and_rank),
+    WithJsonSchema(
+        {
+            "type": "array",
+            "prefixItems": [ADAPTABLE, {"type": "integer", "minimum": 0}],
+            "minItems": 2,
+            "maxItems": 2,
+        }
+    ),
+]
 """A component and the rank of its adapters."""
 
 

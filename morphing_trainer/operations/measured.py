@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, WithJsonSchema
 
 from morphing_trainer.errors import suggest
 from morphing_trainer.memory.finding import MULTIPLE, Probe, largest_batch
@@ -31,7 +31,15 @@ def _checked(value: dict[str, Any]) -> dict[str, Any]:
     return {key: whole(number) for key, number in value.items()}
 
 
-BatchTarget = Annotated[dict[str, Any], AfterValidator(_checked)] | None
+_SCHEMA = {
+    "type": "object",
+    "properties": {
+        "target_vram_percent": {"type": "number", "exclusiveMinimum": 0, "maximum": 100, "default": 82},
+        "max_batch_size": {"type": "integer", "minimum": MULTIPLE, "default": 1024},
+    },
+    "additionalProperties": False,
+}
+BatchTarget = Annotated[dict[str, Any], AfterValidator(_checked), WithJsonSchema(_SCHEMA)] | None
 """Nothing, or `target_vram_percent` and `max_batch_size`, or one of them."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 from torch import Tensor
 
 from morphing_trainer.errors import OperationError
@@ -20,6 +20,13 @@ Split = Literal["uneven", "even", "newborn"]
 
 class _Widening(ArchitectureOperation):
     """What the relative and the absolute operation share."""
+
+    model_config = ConfigDict(
+        json_schema_extra={  # as `_needs_copies` has it
+            "if": {"required": ["split"], "properties": {"split": {"const": "newborn"}}},
+            "then": {"properties": {"noise": {"const": 0}}},
+        }
+    )
 
     family: ClassVar[str] = "Width"
     split: Split = "uneven"

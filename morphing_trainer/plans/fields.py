@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from morphing_trainer.operations.base import Count, Factor, whole
 
@@ -15,7 +15,7 @@ def _finite(value: float) -> float:
     return value
 
 
-Rate = Annotated[float, AfterValidator(_finite)]
+Rate = Annotated[float, AfterValidator(_finite), WithJsonSchema({"type": "number", "minimum": 0})]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Sources = str | list[str]
 
@@ -55,6 +55,19 @@ class Part(Origin):
 
 class StageFields(Origin):
     """One stage of a plan."""
+
+    model_config = ConfigDict(
+        json_schema_extra={  # as `_one_of_each` has it
+            "allOf": [
+                {
+                    "oneOf": [
+                        {"required": [name], "properties": {name: {"not": {"type": "null"}}}} for name in one_of_these
+                    ]
+                }
+                for one_of_these in (("epochs", "steps", "tokens"), ("dataset", "mix"))
+            ]
+        }
+    )
 
     mix: Annotated[list[Part], Field(min_length=1)] | None = None
     epochs: Factor | None = None

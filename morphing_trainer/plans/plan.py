@@ -64,9 +64,15 @@ def load_plan(name: str) -> Plan:
     document = load_document(path)
     source = Source(str(name), document.lines)
     stages, problems = _read_stages(document, source)
+    try:
+        schedule = _joined(stages, source)
+    except ScheduleError as error:
+        if not problems:
+            raise
+        problems += error.problems
     if problems:
         raise ConfigError(listed(problems))
-    return Plan(str(name), tuple(stages), _joined(stages, source))
+    return Plan(str(name), tuple(stages), schedule)
 
 
 def _read_stages(document: Document, source: Source) -> tuple[list[PlannedStage], list[Problem]]:
