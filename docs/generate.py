@@ -143,6 +143,7 @@ deleted: after a change of the schedule, a resume goes on from before the operat
 nearest valid name. What the file alone shows is found when it is loaded. What the model shows (a layer that it does not
 have, a depth that is no whole number, a trigger that can never fire) is found by playing the schedule through without
 weights; each operation is judged on the model that the ones before it leave. Nothing in a file is ever executed.
+`morph validate FILE` tells what is wrong without a run, and `morph plan FILE --model MODEL` what does not fit a model.
 
 From Python: `Schedule.load("schedule.yaml")`, or give `MorphingTrainer(schedule=...)` a path, a list of entries as
 above, or a `Schedule`. One operation in a loop of your own:

@@ -57,6 +57,7 @@ from morphing_trainer.layers.operating import OperatingTrainer
 from morphing_trainer.lineage import ModelSpec
 from morphing_trainer.lineage.adapters import bare
 from morphing_trainer.planning import play
+from morphing_trainer.plans.plan import check_stages
 from morphing_trainer.reporting.display import RunDisplay
 from morphing_trainer.reporting.records import Phase
 from morphing_trainer.run.alternatives import check_alternatives
@@ -72,7 +73,6 @@ from morphing_trainer.run.beginning import (
     check_memory,
     check_planned,
     check_schedule,
-    check_stages,
     first_settings,
     stages_of,
 )
@@ -290,7 +290,7 @@ class MorphingTrainer(OperatingTrainer):
         """The stages of this run, and their data in its place."""
         stages = self._stages or stages_of(self.args, self.train_dataset, self.eval_dataset)
         course = Course(stages, self.args)
-        check_stages(self.schedule, course)
+        check_stages(self.schedule, course.names)
         return course
 
     def _resumed_state(self, bundle: Bundle, target: Return | None = None) -> tuple[RunState, list[Override]]:

@@ -9,12 +9,13 @@ from typing import Any
 
 from morphing_trainer.documents import SUFFIXES, Document, DocumentError, load_document
 from morphing_trainer.errors import ConfigError, Problem, ScheduleError, listed, suggest
+from morphing_trainer.operations.stages import AdvanceStage
 from morphing_trainer.plans.fields import Part, StageFields
 from morphing_trainer.run.course import Length
 from morphing_trainer.schedule import Schedule
 from morphing_trainer.schedule_entry import Entry, Source
 from morphing_trainer.schedule_fields import Fault, described, validated
-from morphing_trainer.triggers import InStage
+from morphing_trainer.triggers import InStage, stages_named
 
 BUILT_IN = {path.stem: path for path in sorted(Path(__file__).parent.glob("*.yaml"))}
 """Plans that come with the library, by name."""
@@ -66,6 +67,8 @@ def load_plan(name: str) -> Plan:
     stages, problems = _read_stages(document, source)
     try:
         schedule = _joined(stages, source)
+        if not problems:  # a stage with faults is not among them
+            check_stages(schedule, [stage.name for stage in stages])
     except ScheduleError as error:
         if not problems:
             raise
@@ -154,6 +157,28 @@ def _bound(entry: Entry, stage: str, source: Source) -> Entry:
     return replace(entry, trigger=InStage(name=stage, then=entry.trigger), terms=terms, when=True, source=source)
 
 
+def check_stages(schedule: Schedule, names: Sequence[str]) -> None:
+    """Refuse a schedule that speaks of stages which the run does not have.
+
+    Args:
+        names: of its stages; a run without a plan has one.
+
+    Raises:
+        ScheduleError: naming each.
+    """
+    problems = []
+    for index, entry in schedule.written():
+        named = [("when", name) for name in stages_named(entry.trigger)]
+        if isinstance(entry.operation, AdvanceStage) and entry.operation.value is not None:
+            named.append(("value", entry.operation.value))
+        for field, name in named:
+            if name not in names:
+                hint = suggest(name, names) if len(names) > 1 else "; this run has no training plan"
+                problems.append(Problem(schedule.where(index, field), f"there is no stage {name!r}{hint}"))
+    if problems:
+        raise ScheduleError(problems)
+
+
 def check_alone(plan: Plan, schedule_file: Any) -> None:
     """Refuse a schedule beside a plan that has schedules of its own.
 
@@ -167,4 +192,4 @@ def check_alone(plan: Plan, schedule_file: Any) -> None:
         )
 
 
-__all__ = ["Plan", "PlannedStage", "check_alone", "load_plan"]
+__all__ = ["Plan", "PlannedStage", "check_alone", "check_stages", "load_plan"]

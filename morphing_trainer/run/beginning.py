@@ -12,17 +12,15 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 
 from morphing_trainer.config import MorphingConfig
-from morphing_trainer.errors import ConfigError, DataError, Problem, ScheduleError, suggest
+from morphing_trainer.errors import ConfigError, DataError, Problem, ScheduleError
 from morphing_trainer.lineage import ModelSpec
 from morphing_trainer.operations import MeasuredOperation
-from morphing_trainer.operations.stages import AdvanceStage
 from morphing_trainer.reporting.records import Phase
 from morphing_trainer.run.course import Course, Length, TrainingStage
 from morphing_trainer.run.learning_rate import STATEFUL
 from morphing_trainer.run.state import SINGLE
 from morphing_trainer.schedule import Schedule
 from morphing_trainer.settings import Settings
-from morphing_trainer.triggers import stages_named
 
 
 def check_arguments(model: nn.Module | None, args: TrainingArguments | None) -> MorphingConfig:
@@ -236,25 +234,6 @@ def check_planned(
             f"stages: {', '.join(map(repr, without))} without an eval_dataset, but the run evaluates (eval_strategy "
             f"{IntervalStrategy(args.eval_strategy).value!r}). Give one, or set eval_strategy to 'no'."
         )
-
-
-def check_stages(schedule: Schedule, course: Course) -> None:
-    """Refuse a schedule that speaks of stages which the plan does not have.
-
-    Raises:
-        ScheduleError: naming each.
-    """
-    problems = []
-    for index, entry in schedule.written():
-        named = [("when", name) for name in stages_named(entry.trigger)]
-        if isinstance(entry.operation, AdvanceStage) and entry.operation.value is not None:
-            named.append(("value", entry.operation.value))
-        for field, name in named:
-            if name not in course.names:
-                hint = suggest(name, course.names) if len(course.names) > 1 else "; this run has no training plan"
-                problems.append(Problem(schedule.where(index, field), f"there is no stage {name!r}{hint}"))
-    if problems:
-        raise ScheduleError(problems)
 
 
 def first_settings(args: MorphingConfig, course: Course, learning_rate: float) -> Settings:

@@ -221,3 +221,13 @@ def test_two_schedules_exclude_each_other() -> None:
     check_alone(load_plan("wikitext"), "s.yaml")
     with pytest.raises(ConfigError, match=r"s\.yaml stands beside plan demo"):
         check_alone(load_plan("demo"), "s.yaml")
+
+
+def test_a_stage_that_the_plan_does_not_have_is_told_when_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "plan.yaml"
+    path.write_text(
+        "one:\n  dataset: demo\n  steps: 1\n  schedule:\n    - {name: advance_stage, value: tow, max_wait_iters: 3}\n"
+        "two: {dataset: demo, steps: 1}\n"
+    )
+    with pytest.raises(ScheduleError, match=r"plan.yaml:5: .*value: there is no stage 'tow'; did you mean 'two'\?"):
+        load_plan(str(path))
