@@ -50,6 +50,11 @@ OPERATIONS: list[dict[str, Any]] = [
 ]
 
 
+PLAIN = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
+"""What is freed goes back to the system at once. Otherwise glibc keeps it, up to a fifth of what was in use, and the
+resident set would tell of the allocator."""
+
+
 class Sample(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
     """A few short samples: the state counts here, not the step."""
 
@@ -148,7 +153,7 @@ def launched(way: str, processes: int, small: bool) -> list[dict[str, float]]:
             capture_output=True,
             text=True,
             check=False,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
+            env={**os.environ, **PLAIN, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
         )
     if done.returncode:
         sys.exit(done.stderr[-4000:])
