@@ -15,6 +15,8 @@ from torch.optim import Optimizer
 
 from morphing_trainer.advice import Rate, advise
 from morphing_trainer.cli.arguments import Arguments, parse
+from morphing_trainer.cli.command_line import read_command_line
+from morphing_trainer.cli.config_files import read_file
 from morphing_trainer.cli.describe import BLOCK_SIZE, first_spec, named
 from morphing_trainer.config import MorphingConfig
 from morphing_trainer.errors import ConfigError
@@ -64,10 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not rest and options.model is None:
         raise ConfigError("morph plan: give a schedule, and --model or --config with the files of a run.")
     # What needs a GPU must not stand in the way of planning for one.
-    low = {"--fp16", "--bf16"} & {*rest}
     arguments = parse([*rest, "--use_cpu", "--no_fp16", "--no_bf16", "--report_to", "none"], prog="morph plan")
     spec = first_spec(arguments) if options.model is None else named(options.model).spec
-    outlook = _outlook(arguments, spec, torch.bfloat16 if "--bf16" in low else torch.float16 if low else None)
+    outlook = _outlook(arguments, spec, _autocast(rest))
     advice = advise(outlook, _rate(arguments.training, outlook.conditions.steps))
     facts = _facts(options.model or arguments.model.model_name_or_path or "a new model", outlook)
     if options.json:
@@ -77,6 +78,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         print("\n".join(outlook_lines(outlook, advice, facts)))
     return 0
+
+
+def _autocast(argv: Sequence[str]) -> torch.dtype | None:
+    """The type of products that the arguments ask for, on the command line or in a file."""
+    given, files = read_command_line(argv, "morph plan")
+    asked = {name: item.value for rank, path in enumerate(files) for name, item in read_file(path, rank)[0].items()}
+    asked |= given
+    return torch.bfloat16 if asked.get("bf16") else torch.float16 if asked.get("fp16") else None
 
 
 def _outlook(arguments: Arguments, spec: ModelSpec, autocast: torch.dtype | None) -> Outlook:

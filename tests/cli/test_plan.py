@@ -81,12 +81,16 @@ def test_the_demo_and_a_plan_in_stages(capsys: pytest.CaptureFixture[str]) -> No
     assert len(staged["phases"]) > 3
 
 
-def test_what_takes_memory(schedule: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_takes_memory(schedule: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def needs(*more: str) -> int:
         return int(planned(capsys, schedule, *SHAPE, *more)["phases"][0]["memory"]["total"])
 
     plain = needs()
-    assert needs("--bf16") < plain
+    assert needs("--bf16") == needs("--fp16") < plain
+    config = tmp_path / "half.yaml"
+    config.write_text("bf16: true\n")
+    assert needs("--config", str(config)) == needs("--bf16")
+    assert needs("--config", str(config), "--no_bf16") == needs("--bf16", "false") == plain
     assert needs("--activation_checkpointing", "true") < plain
     assert needs("--optimizer", "sgd") < plain
     assert needs("--per_device_train_batch_size", "16") > plain
