@@ -58,7 +58,8 @@ def check_trainer_files(folder: Path, random_states: Iterable[str], step: Any) -
     if (folder / SCALER).exists():
         _mapping(folder / SCALER)
     for name in random_states:
-        if missing := [part for part in _RANDOM if part not in _mapping(folder / name)]:
+        found = _mapping(folder / name)
+        if missing := [part for part in _RANDOM if part not in found]:
             raise _bad(folder / name, f"it has no random state of {missing[0]}")
 
 

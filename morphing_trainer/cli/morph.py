@@ -50,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:
             raise
-        print(f"error: morph {name}: {str(error.filename)[:40]}... is too long for a path", file=sys.stderr)
+        told = f"{str(error.filename)[:40]}... is too long for a path; give a shorter one"
+        print(f"error: morph {name}: {told}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

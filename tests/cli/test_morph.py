@@ -22,4 +22,4 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_name_that_is_too_long_for_a_path(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert morph.main([command, "x" * 5000]) == 2
     told = capsys.readouterr().err
-    assert told == f"error: morph {command}: {'x' * 40}... is too long for a path\n"
+    assert told == f"error: morph {command}: {'x' * 40}... is too long for a path; give a shorter one\n"
