@@ -39,6 +39,5 @@ class Ahead:
         return None if future is None else future.result()
 
     def optimizer(self) -> Mapping[str, Any] | None:
-        """The optimizer's state dict, once."""
-        future, self._optimizer = self._optimizer, None
-        return None if future is None else future.result()
+        """The optimizer's state dict."""
+        return None if self._optimizer is None else self._optimizer.result()

@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers.trainer import safe_globals  # type: ignore[attr-defined]
 
 from morphing_trainer.errors import CheckpointError
+from morphing_trainer.memory.failures import is_out_of_memory
 from morphing_trainer.reading import MOST_BYTES
 
 MOST_DEPTH = 64
@@ -54,6 +55,8 @@ def read_torch_file(path: Path, *, mapped: bool = True) -> Any:
     except CheckpointError:
         raise
     except Exception as error:  # of whatever the archive, the unpickler or numpy raise for what is malformed
+        if is_out_of_memory(error):
+            torch.empty(path.stat().st_size, dtype=torch.uint8)  # fails unless it is the file that asks for too much
         what = str(error).split("\n")[0].split(". ")[0][:200] or type(error).__name__
         raise CheckpointError(f"{path}: is not one that a run has saved ({what}); {_INSTEAD}") from error
     return content

@@ -8,7 +8,7 @@ changed would fail in the middle of the run, or give an attribute a value that i
 from __future__ import annotations
 
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -35,18 +35,21 @@ _WHATEVER: tuple[type[Exception], ...] = (KeyError, TypeError, ValueError, Runti
 _WHATEVER += (OverflowError, OSError, SafetensorError)
 
 
-def check_trainer_files(folder: Path, random_states: Iterable[str], step: Any) -> None:
-    """Look at every file of a checkpoint that `Trainer` will load.
+def check_trainer_files(
+    folder: Path, random_states: Iterable[str], step: Any, optimizer: Any = None
+) -> Sequence[Mapping[str, Any]]:
+    """Look at every file of a checkpoint that `Trainer` will load. Returns the param groups of its optimizer.
 
     Args:
         random_states: names of the files of random numbers.
         step: optimizer step that the checkpoint was saved at.
+        optimizer: what `read_torch_file` found in the optimizer's file, if it has been read.
 
     Raises:
         CheckpointError: naming a file that is not what a run writes.
     """
     _check_state(folder / TRAINER_STATE, step)
-    optimizer = _mapping(folder / OPTIMIZER)
+    optimizer = _as_mapping(folder / OPTIMIZER, optimizer) if optimizer is not None else _mapping(folder / OPTIMIZER)
     groups, entries = optimizer.get("param_groups"), optimizer.get("state")
     if not isinstance(groups, list) or not isinstance(entries, Mapping):
         raise _bad(folder / OPTIMIZER, "it has no state and param_groups")
@@ -61,6 +64,7 @@ def check_trainer_files(folder: Path, random_states: Iterable[str], step: Any) -
         found = _mapping(folder / name)
         if missing := [part for part in _RANDOM if part not in found]:
             raise _bad(folder / name, f"it has no random state of {missing[0]}")
+    return groups
 
 
 def check_scheduler(path: Path, live: Mapping[str, Any]) -> None:
@@ -72,9 +76,8 @@ def check_scheduler(path: Path, live: Mapping[str, Any]) -> None:
             raise _bad(path, f"{name} is {_shown(value)}")
 
 
-def check_groups(path: Path, live: Optimizer) -> None:
-    """Raises CheckpointError if a setting of the file's param groups is of another kind than the live one."""
-    groups = _mapping(path)["param_groups"]
+def check_groups(path: Path, groups: Sequence[Mapping[str, Any]], live: Optimizer) -> None:
+    """Raises CheckpointError if a setting of `groups`, those of the file, is of another kind than the live one."""
     if len(groups) != len(live.param_groups):
         raise _bad(path, f"it has {len(groups)} param groups instead of {len(live.param_groups)}")
     for saved, group in zip(groups, live.param_groups, strict=True):
@@ -159,7 +162,10 @@ def _check_state(path: Path, step: Any) -> None:
 
 
 def _mapping(path: Path) -> Mapping[str, Any]:
-    content = read_torch_file(path)
+    return _as_mapping(path, read_torch_file(path))
+
+
+def _as_mapping(path: Path, content: Any) -> Mapping[str, Any]:
     if not isinstance(content, Mapping):
         raise _bad(path, f"it holds {_shown(content)}")
     return content

@@ -56,21 +56,21 @@ class CheckpointingTrainer(SavingTrainer):
         bundle, failure = None, None
         if self.args.process_index == 0:
             try:
-                bundle = self._newest(begins=resume == AUTO) if named is None else read_bundle(named)
+                bundle = self._newest(begins=resume == AUTO) if named is None else read_bundle(named, ahead=self._ahead)
             except CheckpointError as error:
                 failure = error
         consensus.settle(failure)
         path = consensus.shared("" if bundle is None else str(bundle.path))
         if self._ahead is not None and str(self._ahead.folder) != path:
             self._ahead = None
-        return bundle if bundle is not None or not path else read_bundle(Path(path), verified=True)
+        return bundle if bundle is not None or not path else read_bundle(Path(path), verified=True, ahead=self._ahead)
 
     def _newest(self, begins: bool) -> Bundle | None:
         """The newest checkpoint of the run that is valid. None if it `begins` where there is none at all."""
         read: dict[Path, Bundle] = {}
 
         def look(folder: Path) -> None:
-            read[folder] = read_bundle(folder, verified=True)
+            read[folder] = read_bundle(folder, verified=True, ahead=self._ahead)
             check_open_guard(read[folder])
 
         if path := latest_valid(self.run_folder, REQUIRED, look):

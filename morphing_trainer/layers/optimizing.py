@@ -88,7 +88,8 @@ class OptimizingTrainer(Trainer):
             )
         folder = Path(checkpoint)
         optimizer = bare_optimizer(self)
-        check_groups(folder / OPTIMIZER, optimizer)
+        groups = self._bundle.optimizer_groups
+        check_groups(folder / OPTIMIZER, groups, optimizer)
         check_scheduler(folder / SCHEDULER, self.lr_scheduler.state_dict())
         if not self.args.ignore_optimizer:
             before = [list(group) for group in optimizer.param_groups]
@@ -96,10 +97,8 @@ class OptimizingTrainer(Trainer):
                 self._load_states(folder)
             check_moments(folder / OPTIMIZER, optimizer, before)
             return
-        # Mapped, so that only the groups are read.
-        saved = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True, mmap=True)
-        for group, before in zip(self.optimizer.param_groups, saved["param_groups"], strict=True):
-            group |= {key: before[key] for key in ("lr", "initial_lr") if key in before}
+        for group, saved in zip(self.optimizer.param_groups, groups, strict=True):
+            group |= {key: saved[key] for key in ("lr", "initial_lr") if key in saved}
         self.lr_scheduler.load_state_dict(torch.load(folder / "scheduler.pt", weights_only=True))
 
     def _load_states(self, folder: Path) -> None:

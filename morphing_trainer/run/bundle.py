@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from morphing_trainer.checkpoint import adapters, check_listed, verify
+from morphing_trainer.checkpoint.ahead import Ahead
 from morphing_trainer.checkpoint.tensors import read_tensors
 from morphing_trainer.checkpoint.trainer_files import check_trainer_files
 from morphing_trainer.engine import dressed
@@ -42,6 +43,7 @@ class Bundle:
         schedule: the entries of the schedule it ran under.
         stages: what the run knew of the stages of its plan (`TrainingStage.facts`).
         optimizer_names: parameter names of each param group, in the order of `optimizer.pt`.
+        optimizer_groups: the param groups of `optimizer.pt`.
         events: its journal.
     """
 
@@ -51,6 +53,7 @@ class Bundle:
     schedule: Sequence[Mapping[str, Any]]
     stages: Sequence[Mapping[str, Any]]
     optimizer_names: Sequence[Sequence[str]]
+    optimizer_groups: Sequence[Mapping[str, Any]]
     events: Sequence[Event]
 
     @property
@@ -80,11 +83,12 @@ def bundle_files(
     return {STATE: (json.dumps(data, indent=1) + "\n").encode(), JOURNAL: sound_lines(journal)}
 
 
-def read_bundle(path: Path, *, verified: bool = False) -> Bundle:
+def read_bundle(path: Path, *, verified: bool = False, ahead: Ahead | None = None) -> Bundle:
     """Verify the checkpoint at `path`, every file of it, and read the run's part.
 
     Args:
         verified: every file that its manifest lists has been verified just now, and `REQUIRED` are among them.
+        ahead: what is being read of it already.
 
     Raises:
         CheckpointError: if a file is missing or damaged.
@@ -113,16 +117,9 @@ def read_bundle(path: Path, *, verified: bool = False) -> Bundle:
                 f"{path / STATE}: has format {data['format']}, this version reads {FORMAT}; use the one that saved it."
             )
         check_shape(data)
-        bundle = Bundle(
-            path=path,
-            state=data["state"],
-            arguments=data["arguments"],
-            schedule=data["schedule"],
-            stages=data["stages"],
-            optimizer_names=data["optimizer_names"],
-            events=read_journal(path / JOURNAL),
-        )
-        saved, step = bundle.processes, bundle.state["step"]
+        parts = {name: data[name] for name in ("state", "arguments", "schedule", "stages", "optimizer_names")}
+        events = read_journal(path / JOURNAL)
+        saved, step = int(parts["arguments"]["world_size"]), parts["state"]["step"]
     except (OSError, KeyError, TypeError, ValueError, OverflowError) as error:
         if isinstance(error, CheckpointError):
             raise
@@ -131,8 +128,9 @@ def read_bundle(path: Path, *, verified: bool = False) -> Bundle:
         raise CheckpointError(f"{path / STATE}: names {saved} processes; use another checkpoint.")
     random_states = [f"rng_state_{rank}.pth" for rank in range(saved)] if saved > 1 else ["rng_state.pth"]
     check_listed(path, random_states)
-    check_trainer_files(path, random_states, step)
-    return bundle
+    optimizer = ahead.optimizer() if ahead is not None and ahead.folder == path else None
+    groups = check_trainer_files(path, random_states, step, optimizer)
+    return Bundle(path=path, **parts, optimizer_groups=groups, events=events)
 
 
 def load_model(

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import struct
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -95,3 +97,24 @@ def test_what_no_run_saves(tmp_path: Path, write: Callable[[Path], None], said: 
     write(tmp_path / "optimizer.pt")
     with pytest.raises(CheckpointError, match=said):
         read_torch_file(tmp_path / "optimizer.pt", mapped=mapped)
+
+
+def test_want_of_memory_is_not_taken_for_damage(tmp_path: Path) -> None:
+    """It would be passed over for an older checkpoint."""
+    torch.save({"state": torch.zeros(300 << 20, dtype=torch.uint8)}, tmp_path / "a.pt")
+    program = """
+import resource, sys
+from pathlib import Path
+from morphing_trainer.checkpoint.torch_files import read_torch_file
+from morphing_trainer.memory.failures import is_out_of_memory
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (100 << 20),) * 2)
+try:
+    read_torch_file(Path(sys.argv[1]), mapped=False)
+except Exception as error:
+    sys.exit(0 if is_out_of_memory(error) else repr(error))
+sys.exit("it was read")
+"""
+    command = [sys.executable, "-c", program, str(tmp_path / "a.pt")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
