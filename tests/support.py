@@ -17,7 +17,8 @@ from morphing_trainer import MorphingConfig, MorphingTrainer
 from morphing_trainer.data.mixture import Mixture
 from morphing_trainer.data.samples import Blocks, Continuations, collate
 from morphing_trainer.models import new_model
-from morphing_trainer.run.course import Length, TrainingStage
+from morphing_trainer.run.course import TrainingStage
+from morphing_trainer.run.length import Length
 
 VOCAB, LENGTH = 32, 16
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from morphing_trainer.data.cursor import Batch, Cursor, CursorBatchSampler
 from morphing_trainer.lineage import ModelSpec
-from morphing_trainer.run.course import Course, Length, TrainingStage
+from morphing_trainer.run.course import Course, TrainingStage
+from morphing_trainer.run.length import Length
 from morphing_trainer.run.session import Session
 from morphing_trainer.run.state import RunState
 from morphing_trainer.schedule import Schedule

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from transformers import PretrainedConfig
+from typing import TYPE_CHECKING
 
 from morphing_trainer.architectures.axes import Architecture, reads, writes
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 _BLOCK = "transformer.h.{layer}."
 

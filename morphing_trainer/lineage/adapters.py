@@ -16,7 +16,7 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from peft import LoraConfig, PeftModel, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
@@ -27,6 +27,7 @@ from transformers import PreTrainedModel
 
 from morphing_trainer.architectures import ADAPTER
 from morphing_trainer.errors import ModelError
+from morphing_trainer.lineage.sites import Site
 
 _WRITTEN = ("r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules", "rank_pattern", "alpha_pattern")
 """What the canonical form sets."""
@@ -47,17 +48,6 @@ _PLAIN: Mapping[str, Any] = {
 
 _EXPECTED = ".*(tie_word_embeddings|fan_in_fan_out).*"
 """PEFT warns of a tied layer, which is tied here, and of mixed layouts of weights, which it then puts right itself."""
-
-
-class Site(NamedTuple):
-    """The adapter of one module: its rank and alpha."""
-
-    rank: int
-    alpha: float
-
-    def scaling(self, rslora: bool) -> float:
-        """The factor s of the product B A: alpha / rank, with rsLoRA (Kalajdzievski 2023) alpha / sqrt(rank)."""
-        return float(self.alpha / self.rank**0.5 if rslora else self.alpha / self.rank)
 
 
 def canonical(sites: Mapping[str, Site], like: LoraConfig | None = None, alpha: float | None = None) -> LoraConfig:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
 import torch
 
 from morphing_trainer.architectures import BASE
@@ -21,24 +18,8 @@ from morphing_trainer.lineage.lineage import (
     Product,
     Truncated,
 )
+from morphing_trainer.lineage.sites import AdapterChange
 from morphing_trainer.lineage.spec import ModelSpec
-
-
-@dataclass(frozen=True)
-class AdapterChange:
-    """How adapters change.
-
-    Attributes:
-        seed: of the random draws.
-        residual: what becomes of what a smaller rank cannot hold: it goes into the weight, or is dropped.
-        restart: all adapters are merged and start anew, those whose rank stays too.
-        compensate: a new scaling is made up for in the matrices, so that the function stays.
-    """
-
-    seed: int
-    residual: Literal["merge", "drop"] = "merge"
-    restart: bool = False
-    compensate: bool = True
 
 
 def readapt(spec: ModelSpec, new: ModelSpec, how: AdapterChange) -> Lineage:

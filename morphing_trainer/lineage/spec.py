@@ -22,7 +22,7 @@ from transformers.initialization import no_init_weights
 from morphing_trainer.architectures import ARCHITECTURES, BASE, Adapter, Architecture, adapter_of
 from morphing_trainer.errors import ModelError
 from morphing_trainer.lineage import adapters
-from morphing_trainer.lineage.adapters import Site
+from morphing_trainer.lineage.sites import Site
 
 _MOST = {
     "n_layer": 1_000,

@@ -1,17 +1,23 @@
-"""What an operation is: a small frozen class with validated fields and one pure method."""
+"""What an operation is: a small frozen class with validated fields and one pure method.
+
+Operations import torch where they change a model, not before: schedule files are checked without it, in no time.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-import torch
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
-from morphing_trainer.lineage import Lineage, ModelSpec
-from morphing_trainer.memory.finding import Probe
 from morphing_trainer.settings import Settings
+
+if TYPE_CHECKING:
+    import torch
+
+    from morphing_trainer.lineage import Lineage, ModelSpec
+    from morphing_trainer.memory.finding import Probe
 
 
 @dataclass(frozen=True)
@@ -111,6 +117,8 @@ class ArchitectureOperation(Operation):
 
 def draw_seed(rng: torch.Generator) -> int:
     """The seed of further draws."""
+    import torch
+
     return int(torch.randint(2**62, (1,), generator=rng))
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-import torch
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 from morphing_trainer.errors import OperationError
-from morphing_trainer.lineage import ModelSpec, regather
 from morphing_trainer.operations.base import ArchitectureOperation, GrowthFactor, Morph, whole
+
+if TYPE_CHECKING:
+    import torch
+
+    from morphing_trainer.lineage import ModelSpec
 
 LayerIndex = Annotated[int, BeforeValidator(whole), Field(ge=0)]
 
@@ -53,6 +56,8 @@ class StackLayers(ArchitectureOperation):
         return order
 
     def morph(self, spec: ModelSpec, rng: torch.Generator) -> Morph:
+        from morphing_trainer.lineage import regather
+
         if reason := spec.architecture.depends_on_depth(spec.config):
             raise OperationError(reason)
         sources = self._sources(spec.layers)

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-import torch
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from morphing_trainer.errors import OperationError
-from morphing_trainer.lineage import AdapterChange, ModelSpec, Site, readapt
+from morphing_trainer.lineage.sites import AdapterChange, Site
 from morphing_trainer.operations.base import ArchitectureOperation, Factor, Morph, Nothing, draw_seed, whole
 from morphing_trainer.operations.components import ADAPTABLE, check_adaptable, resolve
+
+if TYPE_CHECKING:
+    import torch
+
+    from morphing_trainer.lineage import ModelSpec
 
 Rank = Annotated[int, BeforeValidator(whole), Field(ge=0)]
 """A rank; 0 is no adapter."""
@@ -293,6 +297,8 @@ def _changes(spec: ModelSpec, new: ModelSpec) -> str:
 
 
 def _morph(spec: ModelSpec, new: ModelSpec, how: AdapterChange, *, preserving: bool, note: str, warning: str) -> Morph:
+    from morphing_trainer.lineage import readapt
+
     lineage = readapt(spec, new, how)
     # An adapter that starts anew stays frozen if it was.
     frozen = lineage.inherit(spec.frozen) | (spec.frozen & frozenset(new.shapes))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import torch
-
-from morphing_trainer.lineage import Descent, Lineage, ModelSpec
+from morphing_trainer.lineage.lineage import Descent, Lineage
 from morphing_trainer.operations.base import ArchitectureOperation, Morph
 from morphing_trainer.operations.components import Components, resolve
+
+if TYPE_CHECKING:
+    import torch
+
+    from morphing_trainer.lineage import ModelSpec
 
 
 class ResetOptimizerState(ArchitectureOperation):

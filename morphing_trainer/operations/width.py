@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-import torch
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator
-from torch import Tensor
 
 from morphing_trainer.errors import OperationError
-from morphing_trainer.lineage import NEWBORN, Fill, ModelSpec, Units, resize
+from morphing_trainer.lineage.lineage import Fill
 from morphing_trainer.operations.base import ArchitectureOperation, Count, GrowthFactor, Morph, draw_seed
+
+if TYPE_CHECKING:
+    import torch
+
+    from morphing_trainer.lineage import ModelSpec, Units
 
 MOST_UNITS = 2**23
 """In all layers together. Wider than any model; a slip of the finger must not cost the dry run hours or gigabytes."""
-
-Split = Literal["uneven", "even", "newborn"]
 
 
 class _Widening(ArchitectureOperation):
@@ -29,7 +31,7 @@ class _Widening(ArchitectureOperation):
     )
 
     family: ClassVar[str] = "Width"
-    split: Split = "uneven"
+    split: Literal["uneven", "even", "newborn"] = "uneven"
     noise: Annotated[float, Field(ge=0, le=1)] = 0.0
 
     @field_validator("noise")
@@ -43,6 +45,8 @@ class _Widening(ArchitectureOperation):
         raise NotImplementedError
 
     def morph(self, spec: ModelSpec, rng: torch.Generator) -> Morph:
+        from morphing_trainer.lineage import resize, widened
+
         target = self._target(spec)
         if target * spec.layers > MOST_UNITS:
             most = MOST_UNITS // spec.layers
@@ -50,18 +54,13 @@ class _Widening(ArchitectureOperation):
                 f"{target} MLP units are more than can be meant; the limit is {most} with {spec.layers} layers"
             )
         new = spec.evolve(mlp=target)
-        units = [self._units(spec.mlp, target, rng) for _ in range(spec.layers)]
-        fill = Fill(std=float(spec.config.initializer_range), seed=draw_seed(rng))
+        units = [self._disturbed(widened(spec.mlp, target, self.split, rng), rng) for _ in range(spec.layers)]
+        fill = Fill(std=float(getattr(spec.config, "initializer_range", 0.02)), seed=draw_seed(rng))
         lineage = resize(spec, new, "mlp", units, fill)
         return Morph(new.evolve(lineage.inherit(spec.frozen)), lineage, preserving=self.noise == 0)
 
-    def _units(self, old: int, new: int, rng: torch.Generator) -> Units:
-        if self.split == "newborn":
-            source = torch.cat([torch.arange(old), torch.full((new - old,), NEWBORN)])
-            return Units(source, torch.ones(new, dtype=torch.float64))
-        source = _balanced(old, new, rng)
-        share = _even(source, old) if self.split == "even" else _uneven(source, old, rng)
-        return Units(source, share, Fill(self.noise, draw_seed(rng)) if self.noise else None)
+    def _disturbed(self, units: Units, rng: torch.Generator) -> Units:
+        return replace(units, noise=Fill(self.noise, draw_seed(rng))) if self.noise else units
 
 
 class WidenMlp(_Widening):
@@ -97,31 +96,3 @@ class SetMlpWidth(_Widening):
         if self.value < spec.mlp:
             raise OperationError(f"the MLP has {spec.mlp} units already and cannot shrink to {self.value}")
         return self.value
-
-
-def _balanced(old: int, new: int, rng: torch.Generator) -> Tensor:
-    """(new,) sources: the old units, then copies drawn so that no unit has two more copies than another."""
-    rounds = [torch.randperm(old, generator=rng) for _ in range(-(-(new - old) // old))]
-    return torch.cat([torch.arange(old), *rounds])[:new]
-
-
-def _even(source: Tensor, old: int) -> Tensor:
-    return 1.0 / torch.bincount(source, minlength=old)[source].double()
-
-
-def _uneven(source: Tensor, old: int, rng: torch.Generator) -> Tensor:
-    """Shares in proportions spread over 0.8 ... 1.2, with jitter: no two copies of a unit get nearly the same.
-
-    The jitter is at most an eighth of the distance between neighbours, so that it never brings two together.
-    """
-    copies = torch.bincount(source, minlength=old)[source]
-    rank = torch.zeros_like(source)
-    for position in range(0, len(source), old):  # the k-th round of `_balanced` holds every unit's k-th copy
-        rank[position : position + old] = position // old
-    spread = 2.0 * rank / (copies - 1).clamp(min=1) - 1.0
-    # Which copy gets the larger part is drawn per unit; otherwise originals would always shrink more.
-    sign = torch.randint(2, (old,), generator=rng)[source] * 2.0 - 1.0
-    jitter = (torch.rand(len(source), generator=rng, dtype=torch.float64) * 0.1 - 0.05) / (copies - 1).clamp(min=1)
-    weight = torch.where(copies > 1, 1.0 + 0.2 * sign * spread.double() + jitter, 1.0)
-    total = torch.zeros(old, dtype=torch.float64).index_add_(0, source, weight)
-    return weight / total[source]

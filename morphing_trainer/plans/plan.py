@@ -11,7 +11,7 @@ from morphing_trainer.documents import SUFFIXES, Document, DocumentError, load_d
 from morphing_trainer.errors import ConfigError, Problem, ScheduleError, listed, suggest
 from morphing_trainer.operations.stages import AdvanceStage
 from morphing_trainer.plans.fields import Part, StageFields
-from morphing_trainer.run.course import Length
+from morphing_trainer.run.length import Length
 from morphing_trainer.schedule import Schedule
 from morphing_trainer.schedule_entry import Entry, Source
 from morphing_trainer.schedule_fields import Fault, described, validated

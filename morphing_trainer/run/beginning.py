@@ -16,8 +16,9 @@ from morphing_trainer.errors import ConfigError, DataError, Problem, ScheduleErr
 from morphing_trainer.lineage import ModelSpec
 from morphing_trainer.operations import MeasuredOperation
 from morphing_trainer.reporting.records import Phase
-from morphing_trainer.run.course import Course, Length, TrainingStage
+from morphing_trainer.run.course import Course, TrainingStage
 from morphing_trainer.run.learning_rate import STATEFUL
+from morphing_trainer.run.length import Length
 from morphing_trainer.run.state import SINGLE
 from morphing_trainer.schedule import Schedule
 from morphing_trainer.settings import Settings

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from transformers.trainer_utils import has_length
 
@@ -14,21 +14,11 @@ from morphing_trainer.data.cursor import Batch, Cursor
 from morphing_trainer.data.orders import Single, order_of, seed_of
 from morphing_trainer.errors import ConfigError, DataError, suggest
 from morphing_trainer.run.batches import settled
+from morphing_trainer.run.length import Length
 from morphing_trainer.run.state import RunState
 from morphing_trainer.run.statistics import Totals
 from morphing_trainer.run.steps import batch_of, total_steps
 from morphing_trainer.settings import Settings
-
-
-@dataclass(frozen=True)
-class Length:
-    """How long a stage is: so many `epochs` (with fraction), optimizer `steps`, or training `tokens`."""
-
-    unit: Literal["epochs", "steps", "tokens"]
-    value: float
-
-    def __str__(self) -> str:
-        return f"{self.value:,.10g} {self.unit if self.value != 1 else self.unit[:-1]}"
 
 
 @dataclass(frozen=True)

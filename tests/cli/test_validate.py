@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from morphing_trainer.cli.checking import checked, kind_of
 from morphing_trainer.documents import load_document
 from tests.reliability.mutations import CONFIGS, KINDS, sources
 
+ROOT = Path(__file__).parents[2]
 BAD = "- name: stack_layer\n  value: 2\n- name: change_lr\n  value: -1\n  max_wait_itrs: 3\n  max_wait_iters: 1\n"
 GOOD = "- {name: change_lr, value: 2, max_wait_iters: 3}\n"
 
@@ -137,3 +140,14 @@ def test_as_another_kind(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as error:
         morph.main(["validate"])
     assert error.value.code == 2
+
+
+def test_schedules_and_plans_are_checked_without_torch() -> None:
+    """Editors and hooks call it at every save."""
+    program = (
+        "import sys\nfrom morphing_trainer.cli import morph\n"
+        "code = morph.main(['validate', 'configs/schedules/relora.yaml', 'morphing_trainer/plans/demo.yaml'])\n"
+        "sys.exit(sorted({'torch', 'transformers', 'peft', 'datasets'} & {*sys.modules}) or code)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

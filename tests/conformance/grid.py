@@ -21,7 +21,8 @@ from morphing_trainer.engine import states_by_name
 from morphing_trainer.errors import MorphError
 from morphing_trainer.operations import OPERATIONS
 from morphing_trainer.run.applying import bare_optimizer
-from morphing_trainer.run.course import Length, TrainingStage
+from morphing_trainer.run.course import TrainingStage
+from morphing_trainer.run.length import Length
 from morphing_trainer.sharding.tensors import collected
 from tests.conformance.cases import ARCHITECTURE, MEASURED, SETTINGS, STAGES
 from tests.conformance.common import with_history

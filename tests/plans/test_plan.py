@@ -15,7 +15,7 @@ from morphing_trainer.errors import ConfigError, DataError, ScheduleError
 from morphing_trainer.plans import load_plan
 from morphing_trainer.plans.opening import open_plan, requested
 from morphing_trainer.plans.plan import BUILT_IN, check_alone
-from morphing_trainer.run.course import Length
+from morphing_trainer.run.length import Length
 from morphing_trainer.schedule import Schedule
 
 PLANS = Path(__file__).parents[2] / "configs" / "plans"

@@ -17,8 +17,9 @@ from morphing_trainer import MorphingTrainer
 from morphing_trainer.data.mixture import Mixture
 from morphing_trainer.data.samples import Blocks
 from morphing_trainer.errors import CheckpointError, ConfigError, DataError, ScheduleError
-from morphing_trainer.run.course import Length, TrainingStage
+from morphing_trainer.run.course import TrainingStage
 from morphing_trainer.run.journal import read_journal
+from morphing_trainer.run.length import Length
 from morphing_trainer.run.statistics import overall
 from tests.support import Tokens, losses, pieces, same, staged_data, tiny_model, trainer, weights
 from tests.trainer.program import Job, complete, killed_repeatedly
