@@ -7,8 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 import torch
+from nbclient import NotebookClient
 from transformers import AutoModelForCausalLM, GPT2LMHeadModel
 
 from morphing_trainer import LoraArguments, add_adapters
@@ -163,6 +165,33 @@ def test_own_loop() -> None:
     assert "2 x 256 -> 4 x 256" in printed
     assert "4 x 256 -> 4 x 512" in printed
     assert "'dropped': 5120" in printed
+
+
+def test_relora(tmp_path: Path) -> None:
+    printed = run("examples/relora.py", "--steps", "24", "--merges", "2", "--output_dir", tmp_path).splitlines()[-2:]
+    assert [line.partition(":")[0] for line in printed] == ["one adapter", "3 adapters, merged"]
+    assert [int(line.rpartition(" ")[2]) for line in printed] == [2, 6]
+
+
+def test_custom_operation(tmp_path: Path) -> None:
+    printed = run("examples/custom_operation.py", "--steps", "9", "--output_dir", tmp_path)
+    assert "saved a GPT2LMHeadModel: 4 layers, 218,496 parameters" in printed
+    done = [event["record"] for event in read_journal(tmp_path / "journal.jsonl") if event["event"] == "operation"]
+    assert [record["operation"] for record in done] == ["change_batch_size", "rate_per_sample", "grow_to_parameters"]
+    assert done[1]["after"]["learning_rate"] == pytest.approx(5e-4 * 32**0.5)
+
+
+def test_the_notebook(tmp_path: Path) -> None:
+    notebook = nbformat.read(ROOT / "examples" / "morphing.ipynb", 4)
+    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": tmp_path}}).execute()
+    printed = "".join(
+        output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []) if cell.source
+    )
+    assert "GPT2LMHeadModel with 3 blocks, MLPs 512 wide" in printed
+    assert float(printed.partition("largest difference between the logits: ")[2].split()[0]) < 1e-5
+    assert "parameters with Adam's memory: 40" in printed
+    shown = [output.data for cell in notebook.cells for output in cell.get("outputs", []) if "data" in output]
+    assert any("image/png" in data for data in shown)
 
 
 def test_grow_from_checkpoint(tmp_path: Path) -> None:
