@@ -1,9 +1,14 @@
-"""Tokens per second with an empty schedule, against plain `Trainer` on the same model, data and arguments.
+"""Tokens per second: a bare loop, plain `Trainer`, `MorphingTrainer` with an empty schedule, and with one that waits.
 
-    python -m benchmarks.throughput [--pairs 7] [--steps 60] [--layers 4 --hidden 128]
+    python -m benchmarks.throughput [--pairs 7] [--size 4x128] [--compiled] [--bf16]
 
-Runs of the two alternate in one process, so that both see the same machine; the ratio is taken pair by pair. The first
-steps of every run are not counted. The loss curves must be identical, or the comparison means nothing.
+All four train the same model on the same samples, in turn and in one process, so that all see the same machine; the
+ratios to `Trainer` and to the bare loop are taken round by round. The first steps of every run are not counted. The
+loss curves of the three trainers must be identical, and the bare loop's must agree with them, or the comparison means
+nothing.
+
+Sizes are layers x hidden: 4x128 with 8 x 128 tokens a step, 6x384 with 8 x 256, 12x768 (GPT-2 small, with its
+vocabulary) with 1 x 256 on a CPU and 8 x 1024 on a GPU.
 """
 
 from __future__ import annotations
@@ -15,96 +20,188 @@ import os
 import statistics
 import tempfile
 import time
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
-from transformers import GPT2Config, Trainer, TrainerCallback, TrainingArguments
+from transformers import GPT2Config, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
+from benchmarks import bare_loop
 from morphing_trainer import MorphingConfig, MorphingTrainer
 from morphing_trainer.data.samples import Blocks, collate
 from morphing_trainer.models import new_model
 
 WARM_UP = 10
 BATCH, LENGTH, VOCABULARY = 8, 128, 2048
+RATE = 1e-3
+SEED = 42
+
+WAITING: list[dict[str, Any]] = [
+    {
+        "name": "stack_layers",
+        "value": 2,
+        "when": {"any": [{"at_tokens": 1e15}, {"all": [{"at_step": 10**9}, {"waited": 10**9}]}]},
+    }
+]
+"""Asked at every step, and never due."""
+
+CONTESTANTS = ("bare loop", "Trainer", "MorphingTrainer", "MorphingTrainer, waiting")
+
+
+@dataclass(frozen=True)
+class Size:
+    """A model and its batch."""
+
+    layers: int
+    hidden: int
+    batch: int = BATCH
+    length: int = LENGTH
+    vocabulary: int = VOCABULARY
+
+    def __str__(self) -> str:
+        return f"{self.layers} x {self.hidden}, {self.batch} x {self.length} tokens"
+
+    def config(self) -> GPT2Config:
+        return GPT2Config(
+            n_layer=self.layers,
+            n_embd=self.hidden,
+            n_head=max(1, self.hidden // (64 if self.hidden >= 384 else 32)),
+            vocab_size=self.vocabulary,
+            n_positions=self.length,
+            activation_function="gelu_pytorch_tanh",
+            bos_token_id=0,
+            eos_token_id=0,
+        )
+
+
+def sizes() -> dict[str, Size]:
+    large = (8, 1024) if torch.cuda.is_available() else (1, 256)
+    return {
+        "2x32": Size(2, 32, 2, 16, 64),  # to see that it works
+        "4x128": Size(4, 128),
+        "6x384": Size(6, 384, 8, 256, 8192),
+        "12x768": Size(12, 768, *large, 50257),
+    }
 
 
 class Stopwatch(TrainerCallback):
     """Seconds from the end of the warm-up to the last step."""
 
-    def __init__(self) -> None:
+    def __init__(self, warm_up: int = WARM_UP) -> None:
         self.start = self.seconds = 0.0
+        self.warm_up = warm_up
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        now = time.perf_counter()
-        if state.global_step == WARM_UP:
-            self.start = now
-        self.seconds = now - self.start
+        if state.global_step == self.warm_up or state.global_step == state.max_steps:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            now = time.perf_counter()
+            if state.global_step == self.warm_up:
+                self.start = now
+            self.seconds = now - self.start
 
 
-def run(kind: str, model: torch.nn.Module, data: Blocks, steps: int) -> tuple[float, list[float]]:
-    """Tokens per second and losses of one run."""
-    stopwatch = Stopwatch()
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(open(os.devnull, "w")):
+def run(
+    kind: str,
+    model: PreTrainedModel,
+    data: Blocks,
+    steps: int,
+    *,
+    batch: int = BATCH,
+    warm_up: int = WARM_UP,
+    bf16: bool = False,
+    compiled: bool = False,
+) -> tuple[float, list[float]]:
+    """Tokens per second and losses of one run: of every tenth step, of the bare loop of every step."""
+    model = copy.deepcopy(model)
+    if kind == "bare loop":
+        order = torch.randperm(len(data), generator=torch.Generator().manual_seed(SEED)).numpy()
+        options: dict[str, Any] = {"batch": batch, "steps": steps, "warm_up": warm_up, "learning_rate": RATE}
+        return bare_loop.train(model, data, order=order, bf16=bf16, compiled=compiled, **options)
+    stopwatch = Stopwatch(warm_up)
+    with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as quiet, contextlib.redirect_stdout(quiet):
         arguments: dict[str, Any] = {
             "weight_decay": 0.0,  # of which the two have other defaults
             "output_dir": folder,
             "max_steps": steps,
-            "per_device_train_batch_size": BATCH,
-            "learning_rate": 1e-3,
-            "logging_steps": 10,
+            "per_device_train_batch_size": batch,
+            "learning_rate": RATE,
+            "seed": SEED,
+            "logging_steps": min(10, steps),
             "logging_nan_inf_filter": False,
             "save_strategy": "no",
             "report_to": "none",
             "use_cpu": not torch.cuda.is_available(),
+            "bf16": bf16,
+            "torch_compile": compiled,
             "disable_tqdm": True,
         }
         common: dict[str, Any] = {"train_dataset": data, "data_collator": collate, "callbacks": [stopwatch]}
         trainer: Any
         if kind == "Trainer":
-            trainer = Trainer(copy.deepcopy(model), TrainingArguments(**arguments), **common)
+            trainer = Trainer(model, TrainingArguments(**arguments), **common)
         else:
-            trainer = MorphingTrainer(copy.deepcopy(model), MorphingConfig(**arguments), **common)
+            schedule = WAITING if kind.endswith("waiting") else []
+            trainer = MorphingTrainer(model, MorphingConfig(**arguments), schedule=schedule, **common)
         trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    return (steps - WARM_UP) * BATCH * LENGTH / stopwatch.seconds, losses
+    return (steps - warm_up) * batch * data.block_size / stopwatch.seconds, losses
+
+
+def compare(size: Size, steps: int, rounds: int, warm_up: int, bf16: bool, compiled: bool) -> dict[str, list[float]]:
+    """Tokens per second of each contestant, round by round.
+
+    Raises:
+        AssertionError: if they have not trained the same.
+    """
+    model = new_model(size.config(), seed=0)
+    generator = torch.Generator().manual_seed(0)
+    count = size.batch * steps
+    tokens = torch.randint(size.vocabulary, (count, size.length), generator=generator, dtype=torch.int32)
+    data = Blocks(tokens.numpy())
+    speeds: dict[str, list[float]] = {kind: [] for kind in CONTESTANTS}
+    for turn in range(rounds):
+        order = CONTESTANTS if turn % 2 == 0 else CONTESTANTS[::-1]
+        losses: dict[str, list[float]] = {}
+        for kind in order:
+            speed, losses[kind] = run(
+                kind, model, data, steps, batch=size.batch, warm_up=warm_up, bf16=bf16, compiled=compiled
+            )
+            speeds[kind].append(speed)
+        assert all(losses[kind] == losses["Trainer"] for kind in CONTESTANTS[1:]), "the trainers' loss curves differ"
+        every = min(10, steps)
+        bare = [float(np.mean(losses["bare loop"][end - every : end])) for end in range(every, steps + 1, every)]
+        assert np.allclose(bare, losses["Trainer"][: len(bare)], rtol=2e-2 if bf16 else 2e-3), "the bare loop differs"
+    return speeds
+
+
+def ratios(speeds: dict[str, list[float]], kind: str, base: str) -> str:
+    """Median and range of the ratio, taken round by round."""
+    if kind == base:
+        return "1"
+    found = [ours / theirs for ours, theirs in zip(speeds[kind], speeds[base], strict=True)]
+    return f"{statistics.median(found):.3f} ({min(found):.3f} to {max(found):.3f})"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--pairs", type=int, default=7, help="rounds")
     parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--hidden", type=int, default=128)
+    parser.add_argument("--warm_up", type=int, default=WARM_UP, help="steps that are not counted")
+    parser.add_argument("--size", choices=sizes(), default="4x128")
+    parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--compiled", action="store_true")
     options = parser.parse_args()
-    config = GPT2Config(
-        n_layer=options.layers,
-        n_embd=options.hidden,
-        n_head=max(1, options.hidden // 32),
-        vocab_size=VOCABULARY,
-        n_positions=LENGTH,
-        activation_function="gelu_pytorch_tanh",
-        bos_token_id=0,
-        eos_token_id=0,
-    )
-    model = new_model(config, seed=0)
-    generator = torch.Generator().manual_seed(0)
-    count = BATCH * options.steps
-    data = Blocks(torch.randint(VOCABULARY, (count, LENGTH), generator=generator, dtype=torch.int32).numpy())
-    plain, morphing = [], []
-    for pair in range(options.pairs):
-        order = ("Trainer", "MorphingTrainer") if pair % 2 == 0 else ("MorphingTrainer", "Trainer")
-        results = {kind: run(kind, model, data, options.steps) for kind in order}
-        assert results["Trainer"][1] == results["MorphingTrainer"][1], "the loss curves differ"
-        plain.append(results["Trainer"][0])
-        morphing.append(results["MorphingTrainer"][0])
-    ratios = [ours / theirs for ours, theirs in zip(morphing, plain, strict=True)]
-    print("| model | Trainer | MorphingTrainer, empty schedule | ratio (median) | ratio (range) | loss curves |")
-    print("|---|---|---|---|---|---|")
-    print(
-        f"| {options.layers} x {options.hidden} | {statistics.median(plain):,.0f} tokens/s | "
-        f"{statistics.median(morphing):,.0f} tokens/s | {statistics.median(ratios):.3f} | "
-        f"{min(ratios):.3f} to {max(ratios):.3f} | identical |"
-    )
+    size = sizes()[options.size]
+    speeds = compare(size, options.steps, options.pairs, options.warm_up, options.bf16, options.compiled)
+    how = f"{'bf16' if options.bf16 else 'fp32'}, {'compiled' if options.compiled else 'eager'}"
+    print(f"{size}, {how}; {options.pairs} rounds; medians and ranges; loss curves identical")
+    print("| contestant | tokens/s | to Trainer | to the bare loop |")
+    print("|---|---|---|---|")
+    for kind in CONTESTANTS:
+        columns = [ratios(speeds, kind, base) for base in ("Trainer", "bare loop")]
+        print(f"| {kind} | {statistics.median(speeds[kind]):,.0f} | {columns[0]} | {columns[1]} |")
 
 
 if __name__ == "__main__":
