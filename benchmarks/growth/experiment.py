@@ -1,0 +1,100 @@
+"""What is trained: a target, lengths from scratch, and recipes that end at the target; read from YAML."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Shape(_Part):
+    layers: int
+    hidden: int
+    heads: int
+    mlp: int
+
+
+class Recipe(_Part):
+    """A run that begins smaller than the target, and how it gets there."""
+
+    schedule: list[dict[str, Any]]
+    layers: int | None = None
+    mlp: int | None = None
+    steps: int | None = None
+
+
+class Experiment(_Part):
+    """See small.yaml."""
+
+    name: str
+    target: Shape
+    block_size: int
+    batch_size: int
+    learning_rate: float
+    warmup_steps: int
+    decay_share: float = Field(gt=0, lt=1)
+    steps: int
+    seeds: list[int]
+    scratch: list[int]
+    recipes: Mapping[str, Recipe]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One run, but for its seed.
+
+    Attributes:
+        name: as tables show it.
+        shape: that it begins with.
+        steps: of the whole run.
+        schedule: of operations.
+        scratch: it is the target from the start.
+    """
+
+    name: str
+    shape: Shape
+    steps: int
+    schedule: list[dict[str, Any]]
+    scratch: bool
+
+    @property
+    def file(self) -> str:
+        """The name, for files."""
+        words = "".join(letter if letter.isalnum() else " " for letter in self.name).split()
+        return "-".join(words).lower()
+
+
+def load(path: Path) -> Experiment:
+    """Read an experiment.
+
+    Raises:
+        pydantic.ValidationError: if a field is missing, unknown or of another kind.
+    """
+    return Experiment.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+
+
+def variants(experiment: Experiment) -> Iterator[Variant]:
+    """All that is trained: from scratch first, shortest first."""
+    for steps in sorted(experiment.scratch):
+        yield Variant(f"scratch, {steps} steps", experiment.target, steps, [], scratch=True)
+    for name, recipe in experiment.recipes.items():
+        given = {field: value for field in ("layers", "mlp") if (value := getattr(recipe, field)) is not None}
+        steps = recipe.steps or experiment.steps
+        shape = experiment.target.model_copy(update=given)
+        yield Variant(name, shape, steps, [_placed(entry, steps) for entry in recipe.schedule], scratch=False)
+
+
+def _placed(entry: Mapping[str, Any], steps: int) -> dict[str, Any]:
+    """An entry whose share of the run, `at`, is an optimizer step."""
+    placed = {key: value for key, value in entry.items() if key != "at"}
+    if "at" in entry:
+        placed["when"] = {"at_step": round(entry["at"] * steps)}
+    return placed

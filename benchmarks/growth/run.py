@@ -1,0 +1,142 @@
+"""Train what an experiment has not trained yet, one run after the other; a run that was stopped goes on where it was.
+
+    python -m benchmarks.growth.run [--experiment benchmarks/growth/small.yaml] [--text FILE] [--only WORDS] [--seeds 0]
+
+Each run leaves its losses and floating-point operations in benchmarks/growth/results/EXPERIMENT/NAME-SEED.json;
+`python -m benchmarks.growth.page` makes tables and pictures of them. FLOPs are those of forward and backward passes as
+torch's counter counts them, embeddings and head included, phase by phase.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from pydoc_data.topics import topics
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import GPT2Config
+
+from benchmarks.flops import run_flops
+from benchmarks.growth.experiment import Experiment, Variant, load, variants
+from morphing_trainer import MorphingConfig, MorphingTrainer
+from morphing_trainer.data.samples import Blocks, collate
+from morphing_trainer.models import new_model
+from morphing_trainer.reporting.run_data import AXES
+from morphing_trainer.run.contestants import contestants
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+HELD_OUT = 0.1
+EVALUATIONS = 30
+
+
+def data_of(text: str, block_size: int) -> tuple[Blocks, Blocks, int]:
+    """Characters as tokens, in blocks: to train on, and the last tenth to evaluate; the size of the vocabulary."""
+    letters = sorted(set(text))
+    codes = {letter: code for code, letter in enumerate(letters)}
+    tokens = np.fromiter((codes[letter] for letter in text), np.uint16, len(text))
+    cut = int(len(tokens) * (1 - HELD_OUT))
+    training, validation = (
+        Blocks(part[: len(part) // block_size * block_size].reshape(-1, block_size))
+        for part in (tokens[:cut], tokens[cut:])
+    )
+    return training, validation, len(letters)
+
+
+def train(experiment: Experiment, variant: Variant, seed: int, text: str, folder: Path) -> dict[str, Any]:
+    """Train one variant in `folder`, going on from its newest checkpoint if there is one. Returns what came out."""
+    training, validation, vocabulary = data_of(text, experiment.block_size)
+    config = GPT2Config(
+        n_layer=variant.shape.layers,
+        n_embd=variant.shape.hidden,
+        n_head=variant.shape.heads,
+        n_inner=variant.shape.mlp,
+        vocab_size=vocabulary,
+        n_positions=experiment.block_size,
+        activation_function="gelu_pytorch_tanh",
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    decay = round(experiment.decay_share * variant.steps)
+    trainer = MorphingTrainer(
+        new_model(config, seed=seed),
+        MorphingConfig(
+            str(folder),
+            seed=seed,
+            max_steps=variant.steps,
+            per_device_train_batch_size=experiment.batch_size,
+            per_device_eval_batch_size=4 * experiment.batch_size,
+            learning_rate=experiment.learning_rate,
+            warmup_steps=experiment.warmup_steps,
+            lr_scheduler_type="warmup_stable_decay",
+            lr_scheduler_kwargs={"num_decay_steps": decay},
+            eval_strategy="steps",
+            eval_steps=max(1, variant.steps // EVALUATIONS),
+            eval_iters=10,
+            logging_steps=max(1, variant.steps // EVALUATIONS),
+            save_strategy="steps",
+            save_steps=max(100, variant.steps // 5),
+            report_to="none",
+            use_cpu=not torch.cuda.is_available(),
+            disable_tqdm=True,
+        ),
+        train_dataset=training,
+        eval_dataset=validation,
+        data_collator=collate,
+        schedule=variant.schedule,
+    )
+    trainer.train("auto")
+    trainer.args.eval_iters = None
+    loss = float(trainer.evaluate()["eval_loss"])
+    return {
+        "name": variant.name,
+        "scratch": variant.scratch,
+        "seed": seed,
+        "steps": variant.steps,
+        "loss": round(loss, 5),
+        "flops": run_flops(folder, experiment.block_size),
+        **course(folder),
+    }
+
+
+def course(folder: Path) -> dict[str, Any]:
+    """Seconds of training, and (FLOPs, evaluation loss) of every evaluation, on a part of the validation text."""
+    (run,), _, _ = contestants([str(folder)], flops=True)
+    points = run.points("eval_loss", AXES["flops"])
+    seconds = max(float(line.get("seconds", 0.0)) for line in run.lines)
+    return {"seconds": round(seconds, 1), "curve": [[float(f"{x:.4e}"), round(y, 4)] for x, y in points]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--experiment", type=Path, default=HERE / "small.yaml")
+    parser.add_argument("--text", type=Path, help="a text file; default: the language reference that comes with Python")
+    parser.add_argument("--only", default="", help="variants whose name holds these words")
+    parser.add_argument("--seeds", type=int, nargs="+", help="default: those of the experiment")
+    parser.add_argument("--runs", type=Path, default=Path("runs/growth"), help="folder for the runs themselves")
+    options = parser.parse_args()
+    experiment = load(options.experiment)
+    text = (
+        options.text.read_text(encoding="utf-8") if options.text else "\n".join(topics[name] for name in sorted(topics))
+    )
+    results = RESULTS / experiment.name
+    results.mkdir(parents=True, exist_ok=True)
+    for seed in options.seeds or experiment.seeds:
+        for variant in variants(experiment):
+            path = results / f"{variant.file}-{seed}.json"
+            if options.only not in variant.name or path.exists():
+                continue
+            found = train(experiment, variant, seed, text, options.runs / experiment.name / path.stem)
+            path.write_text(json.dumps(found) + "\n", encoding="utf-8")
+            spent = found["flops"] / 1e12
+            print(f"{variant.name}, seed {seed}: loss {found['loss']:.4f}, {spent:.2f} TFLOP", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""What a recipe saves, computed by hand, and an experiment of seconds, stopped and gone on with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.growth import run
+from benchmarks.growth.experiment import load, variants
+from benchmarks.growth.frontier import Frontier, savings
+
+SMALL = Path(run.HERE) / "small.yaml"
+
+
+def test_between_two_runs_the_loss_falls_with_the_logarithm() -> None:
+    frontier = Frontier.of([(1e3, 2.0), (1e1, 4.0)])
+    assert frontier.cost(3.0) == pytest.approx(1e2)
+    assert frontier.cost(4.0) == pytest.approx(1e1)
+    assert frontier.cost(1.9) is None
+    assert frontier.cost(4.1) is None
+
+
+def test_a_run_that_a_cheaper_one_has_beaten_is_left_out() -> None:
+    assert Frontier.of([(10, 3.0), (20, 3.5), (40, 2.0)]).points == ((10, 3.0), (40, 2.0))
+    with pytest.raises(ValueError, match="two runs"):
+        Frontier.of([(10, 3.0), (20, 3.5)])
+
+
+def test_a_recipe_is_read_against_the_frontier_of_its_seed() -> None:
+    scratch = {"scratch": True, "name": "s"}
+    results = [
+        {**scratch, "seed": 0, "flops": 10, "loss": 4.0},
+        {**scratch, "seed": 0, "flops": 1000, "loss": 2.0},
+        {**scratch, "seed": 1, "flops": 10, "loss": 5.0},
+        {**scratch, "seed": 1, "flops": 1000, "loss": 3.0},
+        {"scratch": False, "name": "r", "seed": 0, "flops": 50, "loss": 3.0},
+        {"scratch": False, "name": "r", "seed": 1, "flops": 50, "loss": 2.9},  # better than any run from scratch
+    ]
+    (saving,) = savings(results)
+    assert saving.losses == (3.0, 2.9)
+    assert list(saving.ratios) == pytest.approx([2.0])
+
+
+def test_recipes_end_at_the_target() -> None:
+    experiment = load(SMALL)
+    for variant in variants(experiment):
+        layers, mlp = variant.shape.layers, variant.shape.mlp
+        for entry in variant.schedule:
+            layers *= entry["value"] if entry["name"] == "stack_layers" else 1
+            mlp *= entry["value"] if entry["name"] == "widen_mlp" else 1
+        assert (layers, mlp) == (experiment.target.layers, experiment.target.mlp), variant.name
+        assert all(entry.get("when", {"at_step": 0})["at_step"] < 0.8 * variant.steps + 1 for entry in variant.schedule)
+
+
+def test_an_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    text = "name: tiny\ntarget: {layers: 2, hidden: 16, heads: 2, mlp: 32}\nblock_size: 16\nbatch_size: 2\n"
+    text += "learning_rate: 1.0e-3\nwarmup_steps: 2\ndecay_share: 0.2\nsteps: 10\nseeds: [0]\nscratch: [6, 10]\n"
+    text += "recipes:\n  grown:\n    layers: 1\n    schedule: [{name: stack_layers, value: 2, at: 0.5}]\n"
+    (tmp_path / "tiny.yaml").write_text(text)
+    (tmp_path / "a.txt").write_text("Tall oaks from little acorns grow. " * 200)
+    monkeypatch.setattr(run, "RESULTS", tmp_path / "results")
+    options = ["run", "--experiment", str(tmp_path / "tiny.yaml"), "--text", str(tmp_path / "a.txt")]
+    monkeypatch.setattr("sys.argv", [*options, "--runs", str(tmp_path / "runs")])
+    run.main()
+    found = [json.loads(path.read_text()) for path in sorted((tmp_path / "results" / "tiny").iterdir())]
+    assert [result["name"] for result in found] == ["grown", "scratch, 10 steps", "scratch, 6 steps"]
+    grown, longer, shorter = found
+    assert grown["flops"] < longer["flops"]
+    assert longer["flops"] * 6 == shorter["flops"] * 10
+    assert len(grown["curve"]) == 10
+    assert grown["curve"][-1][0] == pytest.approx(grown["flops"], rel=1e-3)
+    capsys.readouterr()
+    run.main()  # what is there is not trained again
+    assert "TFLOP" not in capsys.readouterr().out
