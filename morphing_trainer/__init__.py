@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from morphing_trainer.callback import MorphCallback
     from morphing_trainer.config import MorphingConfig
     from morphing_trainer.errors import MorphError
+    from morphing_trainer.extending import register
     from morphing_trainer.functional import Morphed, morph
     from morphing_trainer.lora import add_adapters, save_model, without_adapters
     from morphing_trainer.lora_arguments import LoraArguments
@@ -30,6 +31,7 @@ _HOME = {
     "Schedule": "schedule",
     "add_adapters": "lora",
     "morph": "functional",
+    "register": "extending",
     "save_model": "lora",
     "without_adapters": "lora",
 }
@@ -45,6 +47,7 @@ __all__ = [
     "__version__",
     "add_adapters",
     "morph",
+    "register",
     "save_model",
     "without_adapters",
 ]

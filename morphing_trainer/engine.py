@@ -114,6 +114,7 @@ def skeleton(spec: ModelSpec, like: PreTrainedModel | None = None) -> PreTrained
         new.train(like.training)
         new.generation_config = like.generation_config
         new.loss_type = like.loss_type
+        _share_buffers(like, new)
         _copy_checkpointing(like, new)
     return new
 
@@ -123,6 +124,16 @@ def hand_on_marks(lineage: Lineage, old: Mapping[str, nn.Parameter], new: nn.Mod
     for name, parameter in new.named_parameters():
         if name in lineage.origins and getattr(old[lineage.kin(name)], SKIP_MARK, False):
             setattr(parameter, SKIP_MARK, True)
+
+
+def _share_buffers(like: PreTrainedModel, new: PreTrainedModel) -> None:
+    """Give `new` the buffers that no checkpoint holds, such as the frequencies of rotary embeddings: modules compute
+    them when they are made, and on the meta device they come to nothing."""
+    known = dict(like.named_buffers())
+    for name, buffer in new.named_buffers():
+        if buffer.is_meta and name in known and known[name].shape == buffer.shape:
+            module, _, last = name.rpartition(".")
+            setattr(new.get_submodule(module), last, known[name])
 
 
 def _copy_checkpointing(like: PreTrainedModel, new: PreTrainedModel) -> None:

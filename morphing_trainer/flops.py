@@ -52,13 +52,13 @@ class _Pass:
     def count(self) -> Flops:
         for module, names in self._modules().items():
             weight = self.spec.name_now(f"{module}.weight")
+            if any(axis.name == "head" and axis.role == "reads" for axis in self._axes(weight)):
+                self._attend()  # what this matrix multiplies is what the heads have read
             if module in self.spec.architecture.embeddings:
                 self._look_up(module, weight)
             elif len(self.spec.shapes[weight]) == 2:
                 self._multiply(module, weight, *self._adapter(module))
             self.flows |= any(map(self._trains, names))
-            if any(axis.name == "head" and axis.parts > 1 for axis in self._axes(weight)):
-                self._attend()  # queries, keys and values have come out of this matrix
         for embedding, _ in self.spec.tied_modules:  # the same matrices the other way round, at the end
             self._multiply(embedding, self.spec.name_now(f"{embedding}.weight"), *reversed(self._adapter(embedding)))
         return self.sum

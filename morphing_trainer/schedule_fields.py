@@ -88,7 +88,7 @@ def _read_when(data: Any, path: Path) -> tuple[Trigger | None, list[Fault]]:
         trigger, problems = validated(VALUED[kind], {"value": value})
         problems = [((), what) for _, what in problems]
     else:
-        return None, [(path, f"unknown condition {kind!r}{suggest(str(kind), KINDS)}")]
+        return None, [(path, f"unknown condition {kind!r}{suggest(str(kind), {*VALUED, *KINDS})}")]
     return trigger, [((*path, *inner), what) for inner, what in problems]
 
 

@@ -72,7 +72,9 @@ class Trigger(BaseModel):
         return evaluates or not self.needs_evaluation
 
 
-class _Valued(Trigger):
+class ValuedTrigger(Trigger):
+    """A condition with one value; those of your own are such, see `morphing_trainer.register`."""
+
     kind: ClassVar[str]
     value: Any
 
@@ -80,7 +82,7 @@ class _Valued(Trigger):
         return {self.kind: self.value}
 
 
-class LossBelow(_Valued):
+class LossBelow(ValuedTrigger):
     """The raw loss of this evaluation is below a value; `.inf` fires at the first evaluation, 0 never."""
 
     kind: ClassVar[str] = "loss_below"
@@ -112,7 +114,7 @@ def _steps(number: int) -> str:
     return "1 step" if number == 1 else f"{number} steps"
 
 
-class Waited(_Valued):
+class Waited(ValuedTrigger):
     """So many optimizer steps have passed since the previous operation, or since the start; 0 is due at once."""
 
     kind: ClassVar[str] = "waited"
@@ -128,7 +130,7 @@ class Waited(_Valued):
         return f"{clock.waited} of {_steps(self.value)} waited"
 
 
-class AtStep(_Valued):
+class AtStep(ValuedTrigger):
     """The run has done so many optimizer steps."""
 
     kind: ClassVar[str] = "at_step"
@@ -144,7 +146,7 @@ class AtStep(_Valued):
         return f"step {clock.step} of {self.value}"
 
 
-class AtTokens(_Valued):
+class AtTokens(ValuedTrigger):
     """The run has trained on so many tokens."""
 
     kind: ClassVar[str] = "at_tokens"
@@ -246,7 +248,7 @@ class InStage(Trigger):
         return self.then is None or self.then.can_fire(evaluates)
 
 
-class RankUseAbove(_Valued):
+class RankUseAbove(ValuedTrigger):
     """The adapters use more than this share of their rank, which says that a larger rank may help.
 
     The share is the effective rank of each adapter's product B A (Roy and Vetterli 2007) over the adapter's rank, the
@@ -360,9 +362,9 @@ def stages_named(trigger: Trigger) -> list[str]:
     return []
 
 
-VALUED: Mapping[str, type[_Valued]] = {
+VALUED: dict[str, type[ValuedTrigger]] = {
     entry.kind: entry for entry in (LossBelow, Waited, AtStep, AtTokens, RankUseAbove)
 }
 COMPOSITE: Mapping[str, type[_Composite]] = {entry.kind: entry for entry in (AllOf, AnyOf)}
 KINDS: tuple[str, ...] = (*VALUED, Plateau.kind, InStage.kind, *COMPOSITE)
-"""What may stand under `when:`."""
+"""What may stand under `when:`, of what comes with the library."""

@@ -62,7 +62,7 @@ def architecture_of(model: nn.Module) -> Architecture:
         supported = ", ".join(sorted(entry.model_class for entry in ARCHITECTURES.values()))
         raise ModelError(
             f"model: {kind} cannot be morphed; supported is {supported}. "
-            "A new family is a table of named axes in morphing_trainer/architectures."
+            "A family of your own is a table of named axes, given to morphing_trainer.register."
         )
     if getattr(config, "add_cross_attention", False):
         raise ModelError("model: has cross-attention, which cannot be morphed; use a decoder-only model.")

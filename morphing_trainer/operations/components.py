@@ -5,15 +5,22 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Iterable
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import AfterValidator, WithJsonSchema
 
 from morphing_trainer.architectures import ARCHITECTURES
 from morphing_trainer.errors import OperationError, suggest
-from morphing_trainer.lineage import ModelSpec
 
-_KINDS = frozenset(kind for architecture in ARCHITECTURES.values() for kind in architecture.components)
+if TYPE_CHECKING:
+    from morphing_trainer.lineage import ModelSpec
+
+
+def _kinds() -> frozenset[str]:
+    """Of all families, registered ones too."""
+    return frozenset(kind for architecture in ARCHITECTURES.values() for kind in architecture.components)
+
+
 _LAYERS = r"(\.[\d*?\[\]-]+)?"  # what may follow a kind
 _RANGE = re.compile(r"(\w+)\.(\d+)-(\d+)\Z")
 
@@ -21,8 +28,8 @@ _RANGE = re.compile(r"(\w+)\.(\d+)-(\d+)\Z")
 def _known(pattern: str) -> str:
     """Check what can be checked without a model: the kind, and the form of what follows."""
     kind, dot, index = pattern.partition(".")
-    if "*" not in kind and "?" not in kind and "[" not in kind and kind not in _KINDS:
-        raise ValueError(f"{pattern!r} names no component{suggest(kind, _KINDS)}")
+    if "*" not in kind and "?" not in kind and "[" not in kind and kind not in _kinds():
+        raise ValueError(f"{pattern!r} names no component{suggest(kind, _kinds())}")
     if dot and not re.fullmatch(r"[\d*?\[\]-]+", index):
         raise ValueError(f"{pattern!r}: after the dot comes a layer (attn.0), a range (attn.0-3) or a glob (attn.*)")
     if (match := _RANGE.match(pattern)) and int(match[2]) > int(match[3]):
@@ -56,7 +63,7 @@ def _known_each(value: str | list[str]) -> str | list[str]:
     return value
 
 
-_KIND = "|".join([*sorted(_KINDS), r"[^.]*[*?\[][^.]*"])
+_KIND = "|".join([*sorted(_kinds()), r"[^.]*[*?\[][^.]*"])
 _NAMED = {"type": "string", "pattern": f"^({_KIND}){_LAYERS}$", "examples": ["h.0", "attn.0-3", "mlp.*", "wte", "*"]}
 
 Components = Annotated[

@@ -84,17 +84,18 @@ def facts_of(operation: type[Operation]) -> Facts:
     """What there is to say about an operation."""
     name, fields = name_of(operation), tuple(fields_of(operation))
     idea, limits, source = parted(text_of(operation))
+    value = next(entry.type for entry in fields if entry.name == "value")
     return Facts(
         name,
         "operation",
         operation.family,
-        next(entry.type for entry in fields if entry.name == "value"),
+        value,
         summary_of(operation),
         idea,
         limits,
         source or parted(_one_line(inspect.getmodule(operation)))[2],
         fields,
-        {"name": name, **EXAMPLES[name]},
+        {"name": name, **EXAMPLES.get(name, {"value": plain(value), "max_wait_iters": 0})},
         operation.aliases,
         issubclass(operation, ArchitectureOperation),
     )
@@ -117,7 +118,7 @@ def conditions() -> list[Facts]:
             lowered(summary_of(trigger)),
             *parted(text_of(trigger)),
             tuple(fields),
-            CONDITION_EXAMPLES[kind],
+            CONDITION_EXAMPLES.get(kind, {kind: plain(value)}),
         )
         for kind, value, trigger, fields in kinds
     ]

@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import TrainingArguments, get_scheduler
 
+from morphing_trainer.errors import ConfigError
 from morphing_trainer.settings import Settings
 
 STATEFUL = ("reduce_lr_on_plateau", "greedy")
@@ -29,19 +30,29 @@ def make_scheduler(
         optimizer: its param groups hold the peak rate as `initial_lr` (or, in a new optimizer, as `lr`).
         total_steps: optimizer step at which the run ends.
         ramp: the optimizer step since which it has had a memory, and the steps in which the rate rises from there on.
+
+    Raises:
+        ConfigError: if `lr_scheduler_kwargs` does not hold what this type needs.
     """
     is_stateful = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type) in STATEFUL
     for group in optimizer.param_groups:
         peak = group.setdefault("initial_lr", group["lr"])
         if not is_stateful or position == 0:
             group["lr"] = peak
-    scheduler: LRScheduler = get_scheduler(
-        args.lr_scheduler_type,
-        optimizer=optimizer,
-        num_warmup_steps=settings.warmup_steps,
-        num_training_steps=max(1, total_steps - settings.lr_anchor),
-        scheduler_specific_kwargs=cast("dict[str, Any] | None", args.lr_scheduler_kwargs),
-    )
+    try:
+        scheduler: LRScheduler = get_scheduler(
+            args.lr_scheduler_type,
+            optimizer=optimizer,
+            num_warmup_steps=settings.warmup_steps,
+            num_training_steps=max(1, total_steps - settings.lr_anchor),
+            scheduler_specific_kwargs=cast("dict[str, Any] | None", args.lr_scheduler_kwargs),
+        )
+    except TypeError as error:  # of the function that makes it: something is missing, or unknown
+        kind = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
+        raise ConfigError(
+            f"lr_scheduler_kwargs: do not fit lr_scheduler_type {kind}, which says: {error}; give them as a mapping, "
+            "such as '{\"num_decay_steps\": 1000}' for warmup_stable_decay"
+        ) from error
     if ramp[1]:
         assert isinstance(scheduler, LambdaLR)
         since = ramp[0] - settings.lr_anchor

@@ -95,6 +95,9 @@ STRUCTURE = (
     "n_positions",
     "n_embd",
     "n_head",
+    "hidden_size",
+    "num_attention_heads",
+    "max_position_embeddings",
     "activation_function",
     "layer_norm_epsilon",
     "resid_pdrop",
@@ -238,7 +241,8 @@ def check_model(bundle: Bundle, fresh: RunState, saved: RunState) -> None:
 def _starting_point(spec: ModelSpec) -> dict[str, Any]:
     """What a model is made from, by the names of the arguments that say it."""
     facts: dict[str, Any] = {"n_layer": spec.layers, "n_inner": spec.mlp}
-    facts |= {name: getattr(spec.config, name) for name in STRUCTURE}
+    names = [name for name in STRUCTURE if hasattr(spec.config, name) and name not in spec.config.attribute_map]
+    facts |= {name: getattr(spec.config, name) for name in names}
     options = spec.adapter or LoraConfig()
     lora = {"lora_alpha": spec.alpha, "lora_dropout": options.lora_dropout, "use_rslora": options.use_rslora}
     return {**facts, **lora}

@@ -118,8 +118,8 @@ def _operation(operation: type[Operation]) -> Schema:
         for key, schema in made["properties"].items()
         if key != "name"
     }
-    if EXAMPLES[name]["value"] is not None:
-        own["value"]["examples"] = [EXAMPLES[name]["value"]]
+    if (example := EXAMPLES.get(name, {"value": None})["value"]) is not None:
+        own["value"]["examples"] = [example]
     shared: dict[str, Schema] = {key: _ref(key) for key in entry_fields()}
     if operation is AdvanceStage:  # losses of different stages cannot be compared
         shared["guard"] = {"description": "Not of a stage's end.", "type": "null"}

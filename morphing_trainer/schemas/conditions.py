@@ -8,7 +8,7 @@ from morphing_trainer.reporting.reference import conditions, plain, text_of
 from morphing_trainer.reporting.reference_texts import ENTRY_KEYS
 from morphing_trainer.schedule_entry import Terms
 from morphing_trainer.schemas.classes import Schema, class_schema
-from morphing_trainer.triggers import COMPOSITE, KINDS, VALUED, InStage, Plateau, Trigger
+from morphing_trainer.triggers import COMPOSITE, VALUED, InStage, Plateau, Trigger
 
 CONDITION: Schema = {"$ref": "#/$defs/condition"}
 _GIVEN: Schema = {"not": {"type": "null"}}
@@ -45,7 +45,7 @@ def condition() -> Schema:
         },
         "additionalProperties": False,
         # Exactly one; editors that are asked for the next key take a maxProperties of 1 to mean that there is none.
-        "oneOf": [{"required": [kind]} for kind in KINDS],
+        "oneOf": [{"required": [facts.name]} for facts in conditions()],
     }
 
 

@@ -16,6 +16,8 @@ ALLOWED = {
     # Where names of the package live, and its subcommands: both by literal tables in the same file.
     ("morphing_trainer/__init__.py", "importlib.import_module(f'{__name__}.{_HOME[name]}')"),
     ("morphing_trainer/__init__.py", "getattr(importlib.import_module(f'{__name__}.{_HOME[name]}'), name)"),
+    ("morphing_trainer/lineage/__init__.py", "importlib.import_module(f'{__name__}.{_HOME[name]}')"),
+    ("morphing_trainer/lineage/__init__.py", "getattr(importlib.import_module(f'{__name__}.{_HOME[name]}'), name)"),
     ("morphing_trainer/cli/morph.py", "importlib.import_module(f'morphing_trainer.cli.{name}')"),
     # Events of callbacks, named by our own code.
     ("morphing_trainer/callback.py", "getattr(callback, event)"),

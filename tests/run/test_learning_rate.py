@@ -8,6 +8,7 @@ import torch
 from torch.optim.lr_scheduler import LRScheduler
 from transformers.trainer_utils import SchedulerType
 
+from morphing_trainer.errors import ConfigError
 from morphing_trainer.run.learning_rate import STATEFUL, make_scheduler, scale_peaks, seek
 from morphing_trainer.settings import Settings
 from tests.support import arguments
@@ -52,6 +53,13 @@ def stepped(scheduler: LRScheduler, built: torch.optim.Optimizer, steps: int) ->
 def test_every_type_is_known() -> None:
     assert set(STATEFUL) < {kind.value for kind in SchedulerType}
     assert len(CLOSED) >= 10
+
+
+@pytest.mark.parametrize("options", [{}, {"num_decay_step": 8}])
+def test_options_that_are_missing_or_unknown_are_named(tmp_path: Path, options: dict[str, Any]) -> None:
+    args = arguments(tmp_path, lr_scheduler_type="warmup_stable_decay", lr_scheduler_kwargs=options)
+    with pytest.raises(ConfigError, match="lr_scheduler_kwargs: do not fit lr_scheduler_type warmup_stable_decay"):
+        make_scheduler(args, optimizer(0.1), Settings(0.1, 1, 1, 5, None, None, 0), TOTAL, 0)
 
 
 @pytest.mark.parametrize("kind", CLOSED)
