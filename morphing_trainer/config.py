@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from transformers import TrainingArguments
 
@@ -106,6 +106,10 @@ class MorphingConfig(TrainingOptions, TrainingArguments):
             "Under FSDP2 it also waits until the weights are put together."
         },
     )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For `training_args.bin`, which lies in every checkpoint and goes where that goes: never with the token."""
+        return {**self.__dict__, "hub_token": None}
 
     def __post_init__(self) -> None:
         check_launched(self.deepspeed, self.fsdp, self.fsdp_config)

@@ -47,6 +47,14 @@ class NotFiniteError(MorphError):
     """A loss or gradient is NaN or infinite, and the run ends."""
 
 
+class HubError(MorphError):
+    """The Hub has refused something, or cannot be reached. `passing`: another attempt later may succeed."""
+
+    def __init__(self, message: str, *, passing: bool = False) -> None:
+        super().__init__(message)
+        self.passing = passing
+
+
 class OutOfMemoryError(MorphError):
     """Memory ran out, and nothing more could be done about it."""
 

@@ -25,6 +25,9 @@ signatures):
     _load_from_checkpoint, _load_rng_state, _load_optimizer_and_scheduler, _load_scaler, _load_callback_state,
     _load_best_model
 
+    in `publishing`, for pushes that are whole, and disturb nothing:
+    _push_from_checkpoint, _finish_current_push
+
     in `saving`, for checkpoints that are whole or not there, and may be written beside the training:
     _save_checkpoint, _save, _maybe_log_save_evaluate, _finalize_training
 """

@@ -47,6 +47,14 @@ OVERRIDDEN = {
         "start_time",
         "learning_rate",
     ],
+    "_push_from_checkpoint": ["checkpoint_folder"],
+    "_finish_current_push": [],
+    "create_model_card": [
+        *("language", "license", "tags", "model_name", "finetuned_from", "tasks"),
+        *("dataset_tags", "dataset", "dataset_args"),
+    ],
+    "init_hf_repo": ["token", "private"],
+    "push_to_hub": ["commit_message", "blocking", "token", "revision", "private", "kwargs"],
     "_run_epoch": [
         "model",
         "epoch",

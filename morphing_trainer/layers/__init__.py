@@ -4,6 +4,7 @@ Trainer
 -> optimizing      makes the optimizer, loads it strictly
 -> sharding        what differs where FSDP2 divides the model
 -> exporting       the trained model, plain or with adapters
+-> publishing      what goes to the Hub, and when
 -> snapshots       a checkpoint in memory
 -> beside          a checkpoint that is written while training goes on
 -> saving          a checkpoint that is whole or not there

@@ -12,7 +12,7 @@ from transformers.trainer_callback import ExportableState
 
 from morphing_trainer.callback import SegmentHandler
 from morphing_trainer.engine import dressed, optimizer_names
-from morphing_trainer.layers.exporting import ExportingTrainer
+from morphing_trainer.layers.publishing import PublishingTrainer
 from morphing_trainer.lineage import ModelSpec
 from morphing_trainer.lora import without_adapters
 from morphing_trainer.run.applying import bare_optimizer
@@ -25,7 +25,7 @@ from morphing_trainer.schedule import Schedule
 from morphing_trainer.sharding.tensors import local_part
 
 
-class SnapshotTrainer(ExportingTrainer):
+class SnapshotTrainer(PublishingTrainer):
     """What of `MorphingTrainer` a checkpoint holds."""
 
     # Trainer's own annotations allow None and other classes, which a morphing run never has.
