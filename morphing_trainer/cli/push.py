@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(sys.argv[1:] if argv is None else list(argv))
 
     from morphing_trainer.errors import HubError
-    from morphing_trainer.hub.account import Wish, arrived
+    from morphing_trainer.hub.account import Wish, arrived, check_name
     from morphing_trainer.hub.finding import find
     from morphing_trainer.hub.packing import pack
     from morphing_trainer.hub.sending import send
@@ -55,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     wish = Wish(options.repo_id or found.name, private, revision, where=where, trains=False)
     what = partial(pack, folder=found.folder, run=found.run, saved=found.saved, merged=found.merged)
     if options.dry_run:
+        check_name(wish)
         with what(wish.name) as parcel:
             _show(parcel, wish.name, as_json=options.json)
         return 0

@@ -70,7 +70,7 @@ def arrived(wish: Wish, *, create: bool = True) -> Place:
             where a private one is asked for, or a Hub that cannot be reached.
     """
     token = _token(wish)
-    _check_name(wish)
+    check_name(wish)
     if problem := hub_problem():
         instead = " Leave push_to_hub out and push the run later by `morph push RUN`, or try again."
         raise HubError(
@@ -139,7 +139,8 @@ def _token(wish: Wish) -> str:
     return token
 
 
-def _check_name(wish: Wish) -> None:
+def check_name(wish: Wish) -> None:
+    """Raises HubError for a repository or a branch that cannot be called so."""
     try:
         validate_repo_id(wish.name)
         if wish.name.count("/") > 1:

@@ -56,10 +56,12 @@ def find(name: str) -> Found:
         return _found(folder.resolve().parent, folder, None)
     check_run(folder)
     model = folder / MODEL
-    newest = _newest(folder)
-    if (model / CONFIG).is_file() and not (newest and _time(newest) > _time(model)):
+    ended = (model / CONFIG).is_file()
+    if ended and not _is_newer(_newest(folder), model):
         return _found(folder, model, None)
     saved = latest_valid(folder, _REQUIRED)
+    if ended and not _is_newer(saved, model):  # newer ones are damaged
+        return _found(folder, model, None)
     if saved is None:
         raise CheckpointError(
             f"{folder}: this run has saved no model and no checkpoint that is whole; let it go on to its first "
@@ -77,6 +79,10 @@ def _found(run: Path, folder: Path, saved: Path | None) -> Found:
 def _newest(run: Path) -> Path | None:
     saved = [path for path in run.glob("checkpoint-*") if (path / MANIFEST).is_file()]
     return max(saved, key=_time, default=None)
+
+
+def _is_newer(saved: Path | None, model: Path) -> bool:
+    return saved is not None and _time(saved) > _time(model)
 
 
 def _time(folder: Path) -> float:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
+from safetensors import SafetensorError, safe_open
 
 from morphing_trainer.errors import ModelError
 from morphing_trainer.hub.privacy import anonymous_data, anonymous_lines, places_of
@@ -68,12 +69,14 @@ def model_files(folder: Path, home: str | None) -> dict[str, Content]:
             where the model was loaded from.
 
     Raises:
-        ModelError: if a file that says what the model is cannot be read.
+        ModelError: if its weights, or a file that says what it is, cannot be read.
     """
     found: dict[str, Content] = {}
     for path in sorted(folder.iterdir()):
         if path.is_file() and is_model_file(path.name):
             found[path.name] = path
+            if path.suffix == ".safetensors":
+                _check_weights(path)
     for name in (CONFIG, ADAPTER_CONFIG, "tokenizer_config.json", "generation_config.json"):
         if name not in found:
             continue
@@ -89,6 +92,15 @@ def model_files(folder: Path, home: str | None) -> dict[str, Content]:
     if CONFIG not in found or not any(name.startswith("model") for name in found):
         raise ModelError(f"{folder}: holds no model (no {CONFIG}, or no {WEIGHTS}); save it again.")
     return found
+
+
+def _check_weights(path: Path) -> None:
+    """Raises ModelError unless the file is as long as its header says, so that it can be loaded."""
+    try:
+        with safe_open(path, framework="numpy"):
+            pass
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{path}: cannot be read ({error}); save the model again.") from error
 
 
 def run_files(run: Path, journal: bytes, schedule: list[dict[str, object]]) -> dict[str, Content]:

@@ -140,3 +140,31 @@ def test_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     ):
         assert part in said
     assert max(map(len, said.splitlines())) <= 120
+
+
+def test_a_damaged_checkpoint_does_not_stand_in_for_the_model(
+    made: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Not for an older one either: the model is newer than what is left."""
+    run = tmp_path / "grown"
+    shutil.copytree(made / "grown", run)
+    (run / "checkpoint-8/model.safetensors").write_bytes(b"damaged")  # and newer than the model by that
+    found = dry(capsys, str(run))
+    assert "after step" not in found["card"]
+    assert found["files"]["model.safetensors"] == (run / "model/model.safetensors").stat().st_size
+
+
+def test_a_model_that_could_not_be_loaded_is_not_pushed(
+    made: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    run = tmp_path / "grown"
+    shutil.copytree(made / "grown", run)
+    with (run / "model/model.safetensors").open("ab") as file:
+        file.write(b"x")
+    assert morph.main(["push", str(run), "--dry_run"]) == 2
+    assert "model.safetensors: cannot be read" in capsys.readouterr().err
+
+
+def test_a_name_that_cannot_be(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert morph.main(["push", str(made / "grown"), "--dry_run", "--repo_id", "bad name/x y"]) == 2
+    assert "--repo_id: 'bad name/x y' cannot be a repository's name" in capsys.readouterr().err

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from safetensors.numpy import save
+
 from morphing_trainer.hub.parcel import Parcel, is_model_file, model_files, run_files
 from morphing_trainer.hub.privacy import anonymous, anonymous_lines
 from morphing_trainer.hub.sending import same_run
@@ -36,7 +38,7 @@ def test_only_a_models_own_files_go(tmp_path: Path) -> None:
     model = tmp_path / "model"
     model.mkdir()
     for name in (*names, *others[:-1]):
-        (model / name).write_bytes(b"{}")
+        (model / name).write_bytes(save({}) if name.endswith(".safetensors") else b"{}")
     (model / "config.json").write_text(json.dumps({"_name_or_path": "/home/bob/m", "n_layer": 2}))
     (model / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "/home/bob/m", "r": 2}))
     files = model_files(model, "me/x")
