@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,8 @@ from transformers.trainer_callback import CallbackHandler
 from transformers.trainer_utils import IntervalStrategy
 
 from morphing_trainer.run.session import Session
+
+_log = logging.getLogger("morphing_trainer")
 
 
 class MorphCallback(TrainerCallback):
@@ -46,6 +49,8 @@ class MorphCallback(TrainerCallback):
             control.should_evaluate = control.should_evaluate or args.eval_strategy == IntervalStrategy.STEPS
         if self.session.stopping:
             control.should_training_stop = control.should_save = True
+            if state.is_world_process_zero:
+                _log.info("step %d: %s received: saving, then stopping", state.global_step, self.session.stop.name)
         if self.session.due:
             control.should_epoch_stop = True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -124,30 +125,41 @@ def foresee(phases: Sequence[Played], conditions: Conditions) -> Outlook:
     """The phases of a dry run with what they cost, what they need, and when they begin."""
     found: list[Prospect] = []
     known: dict[Any, Footprint] = {}
-    first = phases[0].soonest
-    begin: int | None = first
-    seen = seen_first = 0
-    """Tokens at `begin`, and at `first`, the earliest beginning."""
-    for number, (phase, spec, soonest, entry) in enumerate(phases):
-        tokens = conditions.tokens_per_step(phase.settings)
-        if number:
-            assert entry is not None
-            before = found[-1]
-            reached = partial(_reached, first, seen_first, before.tokens)
-            interval = before.phase.settings.eval_interval
-            due_first = max(soonest, fires_from(entry.trigger, first, interval, conditions.evaluates, reached))
-            seen_first += (due_first - first) * before.tokens
-            first = due_first
-        if number and begin is not None:
-            assert entry is not None
-            due = latest(entry.trigger, begin, seen, before.tokens)
-            # One operation a step.
-            due = None if due is None else max(due, begin + (number > 1))
-            seen += 0 if due is None else (due - begin) * before.tokens
-            begin = due
-        flops = step_flops(spec, conditions.length)
+    times = begins(phases, conditions.tokens_per_step, evaluates=conditions.evaluates)
+    for (phase, spec, _, _), (first, begin) in zip(phases, times, strict=True):
+        tokens, flops = conditions.tokens_per_step(phase.settings), step_flops(spec, conditions.length)
         found.append(Prospect(phase, first, begin, tokens, flops, _memory(spec, phase.settings, conditions, known)))
     return Outlook(tuple(found), conditions)
+
+
+def begins(
+    phases: Sequence[Played], tokens_per_step: Callable[[Settings], int], *, evaluates: bool, tokens: int = 0
+) -> list[tuple[int, int | None]]:
+    """Steps at which the phases of a dry run begin at the earliest and at the latest, see `Prospect`.
+
+    Args:
+        tokens: seen when the first of them begins.
+    """
+    first = phases[0].soonest
+    begin: int | None = first
+    found = [(first, begin)]
+    seen = seen_first = tokens
+    """Tokens at `begin`, and at `first`, the earliest beginning."""
+    for number, ((before, *_), (_, _, soonest, entry)) in enumerate(itertools.pairwise(phases), 1):
+        assert entry is not None
+        per_step = tokens_per_step(before.settings)
+        reached = partial(_reached, first, seen_first, per_step)
+        due_first = max(soonest, fires_from(entry.trigger, first, before.settings.eval_interval, evaluates, reached))
+        seen_first += (due_first - first) * per_step
+        first = due_first
+        if begin is not None:
+            due = latest(entry.trigger, begin, seen, per_step)
+            # One operation a step.
+            due = None if due is None else max(due, begin + (number > 1))
+            seen += 0 if due is None else (due - begin) * per_step
+            begin = due
+        found.append((first, begin))
+    return found
 
 
 def latest(trigger: Trigger, since: int, tokens: int, per_step: int) -> int | None:
@@ -193,4 +205,4 @@ def _memory(spec: ModelSpec, settings: Settings, conditions: Conditions, known: 
     return known[key]
 
 
-__all__ = ["Conditions", "Cost", "Outlook", "Prospect", "foresee", "latest"]
+__all__ = ["Conditions", "Cost", "Outlook", "Prospect", "begins", "foresee", "latest"]

@@ -59,7 +59,7 @@ from morphing_trainer.layers.finite import LastWord
 from morphing_trainer.layers.operating import OperatingTrainer
 from morphing_trainer.lineage import ModelSpec
 from morphing_trainer.lineage.adapters import bare
-from morphing_trainer.planning import play
+from morphing_trainer.planning import Played, played
 from morphing_trainer.plans.plan import check_stages
 from morphing_trainer.reporting.display import RunDisplay
 from morphing_trainer.reporting.records import Phase
@@ -86,6 +86,8 @@ from morphing_trainer.run.digest import agree, agree_on
 from morphing_trainer.run.farewell import together
 from morphing_trainer.run.folder import check_start, clear, locked
 from morphing_trainer.run.freezing import freeze_by_default
+from morphing_trainer.run.lateness import not_applied, too_late
+from morphing_trainer.run.replacing import replaced
 from morphing_trainer.run.reports import RunReports
 from morphing_trainer.run.resume import (
     LENGTH,
@@ -169,7 +171,9 @@ class MorphingTrainer(OperatingTrainer):
             seconds=lambda: self.session.seconds() if self.session else 0.0,
             facts=lambda: self.session.state.spec.facts() if self.session else {},
             records=lambda: self._reports.records,
+            later=lambda: self._reports.later,
             undone=lambda: self._reports.undone,
+            left=lambda: not_applied(self.session),
             timing=lambda: self.session.stopwatch.profile() if self.session else {},
             memory=self.memory_shown,
         )
@@ -344,12 +348,18 @@ class MorphingTrainer(OperatingTrainer):
 
     def _planned(self, state: RunState) -> list[Phase]:
         """The schedule played through; also as it is if what is guarded is rolled back."""
-        phases = self._played(state, self.schedule)
+        found = self._played(state, self.schedule)
         check_alternatives(self.schedule, lambda schedule: self._played(state, schedule))
-        return phases
+        self._too_late = too_late(found, state, self.course, evaluates=self._evaluates)
+        return [each.phase for each in found]
 
-    def _played(self, state: RunState, schedule: Schedule) -> list[Phase]:
-        evaluates = str(getattr(self.args.eval_strategy, "value", self.args.eval_strategy)) != "no"
+    @property
+    def _evaluates(self) -> bool:
+        """Whether the run evaluates by itself."""
+        strategy = str(getattr(self.args.eval_strategy, "value", self.args.eval_strategy))
+        return strategy != "no" and self.eval_dataset is not None
+
+    def _played(self, state: RunState, schedule: Schedule) -> list[Played]:
         kind, options = self._optimizer_class()
         unruled = states_without_rule(kind, options, self.args.device) if len(schedule) else []
         if self.is_fsdp_enabled and begins_with_state(kind, options):
@@ -362,14 +372,14 @@ class MorphingTrainer(OperatingTrainer):
             check_batch(schedule, phase, self.course)
             check_memory(schedule, phase, kind.__name__, unruled)
 
-        return play(
+        return played(
             schedule,
             state.spec,
             state.settings,
             seed=self.args.seed,
             position=state.position,
             steps=state.end,
-            evaluates=evaluates and self.eval_dataset is not None,
+            evaluates=self._evaluates,
             can_evaluate=self.eval_dataset is not None,
             analyses=self.args.analysis_evals is not None,
             check=check,
@@ -431,16 +441,21 @@ class MorphingTrainer(OperatingTrainer):
         self._watch_memory()
         self._begin_rescue(bundle, target)
         self.callback_handler.announce("on_plan", self.args, self.state, self.control, phases=self.plan)
+        if target is None and self.is_world_process_zero():
+            for line in self._too_late:
+                _log.warning("%s", line)
         return self.session
 
     def _take_folder(self, bundle: Bundle | None, state: RunState, overrides: list[Override]) -> None:
         """Keep other processes out of the run's folder, and begin in it or go on; if that fails, all ranks raise."""
         assert self.session is not None
         failure: Exception | None = None
+        before = None
         try:
             if self.is_world_process_zero():
                 self._lock = locked(self.run_folder)
                 if bundle is None:
+                    before = replaced(self.run_folder, overwrite=self.args.overwrite_output_dir)
                     clear(self.run_folder)
                     self._reports.records.clear()
                 sweep(self.run_folder)
@@ -448,6 +463,8 @@ class MorphingTrainer(OperatingTrainer):
                     bring(state.guard, bundle.path.parent, self.run_folder)
             if bundle is None:
                 self._reports.started(state, self.schedule, self.args.seed)
+                if before is not None:
+                    _log.log(*before)
             else:
                 self._reports.resumed(state, bundle, overrides)
         except MorphError as error:

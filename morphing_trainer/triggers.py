@@ -190,7 +190,7 @@ class Plateau(Trigger):
         fall = self._fall(clock) if clock.evaluating else None
         if fall is None or fall >= self.slope:
             return None
-        return f"plateau: loss falls by {fall:.4g} per 1,000 steps over {self.window} evaluations"
+        return f"plateau: {_course(fall)} over {self.window} evaluations"
 
     def describe(self) -> str:
         return f"loss falls by less than {self.slope:g} per 1,000 steps ({self.window} evaluations)"
@@ -199,10 +199,15 @@ class Plateau(Trigger):
         fall = self._fall(clock)
         if fall is None:
             return f"plateau: {min(len(clock.evaluations), self.window)} of {self.window} evaluations"
-        return f"loss falls by {fall:.4g} per 1,000 steps, fires below {self.slope:g}"
+        below = f"fires when it falls by less than {self.slope:g}" if fall < 0 else f"fires below {self.slope:g}"
+        return f"{_course(fall)}, {below}"
 
     def to_data(self) -> dict[str, Any]:
         return {self.kind: {"window": self.window, "slope": self.slope}}
+
+
+def _course(fall: float) -> str:
+    return f"loss {'rises' if fall < 0 else 'falls'} by {abs(fall):.4g} per 1,000 steps"
 
 
 class InStage(Trigger):
@@ -349,6 +354,18 @@ def needs_analysis(trigger: Trigger) -> bool:
             return then is not None and needs_analysis(then)
         case _Composite(parts=parts):
             return any(needs_analysis(part) for part in parts)
+    return False
+
+
+def counts_tokens(trigger: Trigger) -> bool:
+    """Whether a trigger, or a part of it, waits for a number of tokens."""
+    match trigger:
+        case AtTokens():
+            return True
+        case InStage(then=then):
+            return then is not None and counts_tokens(then)
+        case _Composite(parts=parts):
+            return any(counts_tokens(part) for part in parts)
     return False
 
 

@@ -167,6 +167,19 @@ REFUSED = {
 }
 
 
+def test_an_operation_without_a_value_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    @register
+    class Rest(HyperparameterOperation):
+        """Change nothing."""
+
+        family: ClassVar[str] = "Learning rate"
+        name: Literal["rest"] = "rest"
+
+    assert command.main(["ops", "rest"]) == 0
+    assert command.main(["ops"]) == 0
+    assert "Change nothing" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_would_do_harm_is_refused(name: str) -> None:
     part, told = REFUSED[name]

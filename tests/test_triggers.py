@@ -108,6 +108,8 @@ def test_plateau_in_numbers() -> None:
     assert (
         Plateau(window=3, slope=100.1).due(falling) == "plateau: loss falls by 100 per 1,000 steps over 3 evaluations"
     )
+    rising = "plateau: loss rises by 100 per 1,000 steps over 3 evaluations"
+    assert Plateau(window=3, slope=99.9).due(clock(3.0, 4.0, 5.0)) == rising
     assert Plateau(window=4, slope=1e9).due(falling) is None
     assert Plateau(window=3).due(clock(3.0, 3.0, 3.1))
     assert Plateau(window=3, slope=1).due(replace(falling, evaluating=False)) is None
@@ -179,6 +181,12 @@ def test_what_can_ever_fire() -> None:
             clock(5.0, 4.9),
             "loss falls by less than 0.5 per 1,000 steps (2 evaluations)",
             "loss falls by 10 per 1,000 steps, fires below 0.5",
+        ),
+        (
+            Plateau(window=2, slope=0.5),
+            clock(4.9, 5.0),
+            "loss falls by less than 0.5 per 1,000 steps (2 evaluations)",
+            "loss rises by 10 per 1,000 steps, fires when it falls by less than 0.5",
         ),
         (
             AnyOf(parts=(LossBelow(value=4), Waited(value=500))),

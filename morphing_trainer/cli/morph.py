@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from morphing_trainer import __version__
 from morphing_trainer.errors import MorphError
 
 COMMANDS = {
@@ -22,7 +23,9 @@ COMMANDS = {
     "status": "tell where a run stands, also while it trains, and what to do next",
     "journal": "show what happened in a run: every operation, and what it did",
     "compare": "tell which of several runs reached a loss first, by steps, tokens, time and computation",
+    "report": "write one page about a run: curves, pictures of the network, texts, journal, config",
     "plot": "draw the course of one run, or compare several",
+    "push": "put the model of a run on the Hub, with a card that tells how it grew",
     "describe": "show what a model is made of, and what of it is trained",
 }
 """Sub-command -> what it is for. Each is the module of that name in this package, with `main(argv) -> exit code`."""
@@ -31,6 +34,9 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a sub-command; returns the process's exit code: 0 done, 2 bad input, else as the sub-command says."""
     name, *rest = (sys.argv[1:] if argv is None else list(argv)) or ["--help"]
+    if name == "--version":
+        print(f"morph {__version__}")
+        return 0
     if name in ("-h", "--help"):
         print(_help())
         return 0
@@ -62,7 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _help() -> str:
     width = max(map(len, COMMANDS))
     lines = [f"  {name:{width}}  {what}" for name, what in COMMANDS.items()]
-    return "\n".join(["usage: morph COMMAND ...", "", "commands:", *lines, "", "More: morph COMMAND --help"])
+    more = ["More: morph COMMAND --help", "Version: morph --version"]
+    return "\n".join(["usage: morph COMMAND ...", "", "commands:", *lines, "", *more])
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from morphing_trainer.data.request import DataRequest
 from morphing_trainer.data.samples import collate
 from morphing_trainer.data.tokenizer import check_fits
 from morphing_trainer.errors import MorphError
+from morphing_trainer.hub.publisher import check_push
 from morphing_trainer.layers.evaluating import show_all
 from morphing_trainer.lora import add_adapters
 from morphing_trainer.models import load_model, new_model, scratch_config
@@ -64,6 +65,8 @@ def train(arguments: Arguments) -> MorphingTrainer:
     args = arguments.training
     resume = args.resume_from_checkpoint
     check_start(str(args.output_dir), resume, overwrite=args.overwrite_output_dir)
+    if args.push_to_hub and args.process_index == 0:
+        check_push(args)
     plan = None if arguments.data.plan is None else load_plan(arguments.data.plan)
     if plan is not None:
         check_alone(plan, args.scaling_schedule_file)
@@ -92,8 +95,11 @@ def train(arguments: Arguments) -> MorphingTrainer:
         processing_class=tokenizer,
         schedule=schedule,
     )
+    trainer.described = {"model": arguments.model, "data": arguments.data, "LoRA": arguments.lora}
     trainer.train(resume_from_checkpoint=resume)
     trainer.save_whole(Path(str(args.output_dir)) / MODEL)
+    if trainer.pushed is not None:
+        print(f"pushed to {trainer.pushed.url}")
     return trainer
 
 

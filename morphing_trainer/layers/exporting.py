@@ -19,6 +19,8 @@ from morphing_trainer.layers.sharding import ShardingTrainer
 from morphing_trainer.lineage import ModelSpec
 from morphing_trainer.lora import without_adapters
 from morphing_trainer.run.applying import bare_optimizer
+from morphing_trainer.run.folder import MODEL, REPORT
+from morphing_trainer.run.reports import RunReports
 from morphing_trainer.sharding import local_part
 
 _log = logging.getLogger("morphing_trainer")
@@ -26,6 +28,8 @@ _log = logging.getLogger("morphing_trainer")
 
 class ExportingTrainer(ShardingTrainer):
     """How `MorphingTrainer` saves a model by itself."""
+
+    _reports: RunReports
 
     _home: Path | None = None
     """Where the model that is being saved will stand."""
@@ -109,6 +113,8 @@ class ExportingTrainer(ShardingTrainer):
                 raise
             shutil.rmtree(old, ignore_errors=True)
             _log.info("model saved in %s", folder)
+            if folder == self.run_folder / MODEL and (self.run_folder / REPORT).exists():
+                self._reports.write_report()  # which tells of the model, too
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """As inherited, of the plain model: with adapters merged, or as the base that they are saved beside."""

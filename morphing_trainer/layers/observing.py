@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from morphing_trainer.run.bundle import Bundle
 from morphing_trainer.run.recorder import Recorder
 from morphing_trainer.run.references import References
 from morphing_trainer.run.reports import RunReports
+from morphing_trainer.run.setup import setup
 from morphing_trainer.run.timing import StepTimer, Stopwatch
 
 _log = logging.getLogger("morphing_trainer")
@@ -26,13 +29,22 @@ class ObservingTrainer(EvaluatingTrainer):
     """The timers, log lines and analysis of `MorphingTrainer`. Nothing here changes what is trained."""
 
     _reports: RunReports
+    _given: dict[str, Any]
+
+    described: Mapping[str, Any] = MappingProxyType({})
+    """Arguments beside those of the training that a report shows: dataclasses by the name of their group."""
 
     def _observe(self, morphing: MorphCallback) -> None:
         """Install the callbacks: the timer ahead of all others, the recorder behind, when all is known."""
         morphing.analyse = self._analyse
         callbacks = self.callback_handler.callbacks
         callbacks.insert(0, StepTimer(lambda: self._stopwatch if self.session else None))
-        callbacks.append(Recorder(self.run_folder, lambda: self.session, self._begun, self._flos))
+        callbacks.append(Recorder(self.run_folder, lambda: self.session, self._begun, self._flos, self._setup))
+
+    def _setup(self) -> dict[str, Any]:
+        """What the run was told; of arguments that operations change, as they were given."""
+        groups = {**self.described, "training": (self.args, self._given)}
+        return setup(groups, self.args.device, self.args.world_size)
 
     def _begun(self) -> None:
         """Every callback knows that training begins: a series of the model's size needs its first point."""

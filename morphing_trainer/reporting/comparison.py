@@ -32,10 +32,9 @@ from morphing_trainer.reporting.course import TITLE, finish, note, scaled
 from morphing_trainer.reporting.lanes import LANE, draw_lanes, lanes_of, rows_of
 from morphing_trainer.reporting.marks import explain, foot_height
 from morphing_trainer.reporting.panels import dots, draw_curve, log_scale, mark_broken, rate_axis, share_axis
-from morphing_trainer.reporting.plots import is_loss
 from morphing_trainer.reporting.run_data import Axis as XAxis
 from morphing_trainer.reporting.run_data import RunData
-from morphing_trainer.reporting.series import SMOOTH_FROM, Points, finite, smoothed
+from morphing_trainer.reporting.series import SMOOTH_FROM, Points, finite, is_loss, smoothed
 
 _LOSS, _SMALL, _DIFFERENCE = 2.6, 1.35, 1.7  # inches
 _COLORS = (BLUE, ORANGE, GREEN, RED, PINK, SKY, BLACK)

@@ -11,6 +11,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from morphing_trainer.reporting.canvas import BLUE, DARK, GREEN, GREY, ORANGE, PURPLE, RED, stack, title
 from morphing_trainer.reporting.console import count
+from morphing_trainer.reporting.growth import sizes
 from morphing_trainer.reporting.marks import Row, explain, explained, foot_height, head_height, mark_operations, place
 from morphing_trainer.reporting.panels import (
     LEGEND,
@@ -18,14 +19,12 @@ from morphing_trainer.reporting.panels import (
     draw_losses,
     draw_sizes,
     log_scale,
-    metric_name,
     rate_axis,
     share_axis,
 )
-from morphing_trainer.reporting.plots import is_loss, sizes
 from morphing_trainer.reporting.run_data import Axis as XAxis
 from morphing_trainer.reporting.run_data import RunData
-from morphing_trainer.reporting.series import Points, finite
+from morphing_trainer.reporting.series import Points, finite, is_loss, metric_name
 from morphing_trainer.reporting.stages import STRIP, bands, draw_stages, unnamed
 
 _LOSS, _SMALL = 3.6, 1.35  # inches

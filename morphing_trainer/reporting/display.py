@@ -51,7 +51,10 @@ class RunDisplay(TrainerCallback):
             start and after each operation.
         records: all operations applied so far, those before a resume included, for the table at the end. Default: the
             ones this display has seen.
+        later: by `Record.index`, the loss of those that were evaluated after more training. Default: as this display
+            has seen.
         undone: what the journal tells of the operations that were rolled back.
+        left: lines on what of the schedule was not applied, at the end of the run.
         memory: use of memory and processor, as (label, text).
         timing: seconds by part of the work, for the line at the end.
         console: where to draw; default: standard output.
@@ -65,16 +68,19 @@ class RunDisplay(TrainerCallback):
         seconds: Callable[[], float],
         facts: Callable[[], Mapping[str, Any]],
         records: Callable[[], Sequence[Record]] | None = None,
+        later: Callable[[], Mapping[int, float]] | None = None,
         undone: Callable[[], Sequence[Mapping[str, Any]]] = lambda: (),
+        left: Callable[[], Sequence[str]] = lambda: (),
         memory: Callable[[], Sequence[tuple[str, str]]] = lambda: (),
         timing: Callable[[], Mapping[str, float]] = dict,
         console: Console | None = None,
     ) -> None:
         self._upcoming, self._tokens, self._seconds, self._facts = upcoming, tokens, seconds, facts
-        self._memory, self._timing, self._undone = memory, timing, undone
+        self._memory, self._timing, self._undone, self._left = memory, timing, undone, left
         self._seen: list[Record] = []
         self._records = records or (lambda: self._seen)
-        self._later: dict[int, float] = {}  # by record index: loss at the next evaluation
+        self._after: dict[int, float] = {}  # by record index: loss at the next evaluation
+        self._later = later or (lambda: self._after)
         self._waiting: list[int] = []  # indices of records without a loss after them
         self.console = console or make_console()
         self._live: Live | None = None
@@ -156,7 +162,7 @@ class RunDisplay(TrainerCallback):
         numbers = {key: value for key, value in _numbers(metrics).items() if key.startswith("eval_")}
         if (loss := numbers.get("eval_loss")) is not None:
             self._status.eval_loss = loss
-            self._later.update(dict.fromkeys(self._waiting, loss))
+            self._after.update(dict.fromkeys(self._waiting, loss))
             self._waiting.clear()
         took = f" ({duration(numbers['eval_runtime'])})" if "eval_runtime" in numbers else ""
         numbers = {key[5:].replace("_", " "): v for key, v in numbers.items() if not key.endswith(_DULL_METRICS)}
@@ -212,10 +218,9 @@ class RunDisplay(TrainerCallback):
         if line := timing_line(self._timing()):
             self._say(f"Time: {line}")
         if records := list(self._records()):
-            self._say_block(
-                tables.operations_lines(records, self._later), tables.operations_table(records, self._later)
-            )
-        for line in undone_lines(self._undone()):
+            later = self._later()
+            self._say_block(tables.operations_lines(records, later), tables.operations_table(records, later))
+        for line in (*undone_lines(self._undone()), *self._left()):
             self._say(line)
 
     # Parts ------------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from morphing_trainer.reporting.undone import undone_lines
 
 Event = Mapping[str, Any]
 
-_COLUMNS = (*OPERATIONS, "moments")
+COLUMNS = (*OPERATIONS, "moments")
 _KINDS = ("number", "text", "text", "text", "fixed", "fixed", "number", "text")
 _WIDE = 135  # columns from which all of the table stands side by side
 _DULL = frozenset({"event", "step", "time", "spec", "schedule", "entry", "record", "settings", "weights", "events"})
@@ -59,7 +59,7 @@ def journal_lines(changes: Sequence[Change]) -> list[str]:
     """A heading and a line for each operation."""
     if not changes:
         return ["No operation was applied."]
-    lines = [_heading(changes), *aligned(_COLUMNS, _rows(changes))]
+    lines = [_heading(changes), *aligned(COLUMNS, journal_rows(changes))]
     return lines + ([LATER] if _late(changes) else []) + _undone(changes)
 
 
@@ -68,7 +68,7 @@ def journal_table(changes: Sequence[Change]) -> RenderableType:
     if not changes:
         return Text("No operation was applied.")
     wide, narrow = [], []
-    for change, row in zip(changes, _rows(changes), strict=True):
+    for change, row in zip(changes, journal_rows(changes), strict=True):
         step, name, trigger, changed, size, loss, took, moments = row
         style = "strike dim" if change.undone else "cyan"
         wide.append(
@@ -80,7 +80,7 @@ def journal_table(changes: Sequence[Change]) -> RenderableType:
         narrow.append(
             (step, below, size.replace(" -> ", " ->\n"), loss.replace(" -> ", " ->\n").replace("next ", "next\n"), took)
         )
-    columns = list(zip(_COLUMNS, _KINDS, strict=True))
+    columns = list(zip(COLUMNS, _KINDS, strict=True))
     few = [columns[i] for i in (0, 1, 4, 5, 6)]
     caption = "\n".join([*([LATER] if _late(changes) else []), *_undone(changes)]) or None
     adapted = any(adapter_changes(change.record.before, change.record.after) for change in changes)
@@ -93,7 +93,8 @@ def _heading(changes: Sequence[Change]) -> str:
     return f"{text}, {undone} undone" if undone else text
 
 
-def _rows(changes: Sequence[Change]) -> list[tuple[str, ...]]:
+def journal_rows(changes: Sequence[Change]) -> list[tuple[str, ...]]:
+    """Of each operation what `COLUMNS` names."""
     rows: list[tuple[str, ...]] = []
     for change in changes:
         later = {} if change.later is None else {change.record.index: change.later}
@@ -125,28 +126,28 @@ def _number(value: Any) -> float | None:
 
 # All events -----------------------------------------------------------------------------------------------------------
 
-_EVENTS = ("step", "time", "event", "what")
+EVENTS = ("step", "time", "event", "what")
 
 
 def events_lines(events: Iterable[Event]) -> list[str]:
     """A line for each event."""
-    rows = _event_rows(events)
-    return aligned(_EVENTS, rows) if rows else ["The journal is empty."]
+    rows = event_rows(events)
+    return aligned(EVENTS, rows) if rows else ["The journal is empty."]
 
 
 def events_table(events: Iterable[Event]) -> RenderableType:
     """The same for a terminal."""
-    rows = _event_rows(events)
+    rows = event_rows(events)
     if not rows:
         return Text("The journal is empty.")
-    form = Form(list(zip(_EVENTS, ("number", "fixed", "fixed", "text"), strict=True)), rows)
+    form = Form(list(zip(EVENTS, ("number", "fixed", "fixed", "text"), strict=True)), rows)
     narrow = [(step, stacked(Text(name, style="cyan"), time), what) for step, time, name, what in rows]
     few = [("step", "number"), ("event", "fixed"), ("what", "text")]
     many = f"{len(rows)} events" if len(rows) > 1 else "1 event"
     return Responsive(many, form, Form(few, narrow))
 
 
-def _event_rows(events: Iterable[Event]) -> list[tuple[str, ...]]:
+def event_rows(events: Iterable[Event]) -> list[tuple[str, ...]]:
     return [
         (
             f"{event['step']:,}",

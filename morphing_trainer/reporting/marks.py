@@ -9,9 +9,9 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from morphing_trainer.reporting.adapters import adapter_changes
 from morphing_trainer.reporting.canvas import DARK, GREY, LEFT, PURPLE, RED, RIGHT, ROW, WIDTH, shorten
 from morphing_trainer.reporting.console import operation_text
+from morphing_trainer.reporting.growth import ARCHITECTURE, FREEZING, SETTINGS, WORDS, kind_of
 from morphing_trainer.reporting.records import Record
 
 _MOST_LABELS, _LANES = 6, 4
@@ -89,17 +89,12 @@ def _stagger(marks: Sequence[Mark], lanes: int) -> bool:
     return True
 
 
+_COLORS = {ARCHITECTURE: RED, FREEZING: PURPLE, SETTINGS: GREY}
+KINDS = {_COLORS[kind]: words for kind, words in WORDS.items()}
+
+
 def kind_color(record: Record) -> str:
-    before, after = record.before, record.after
-    if any(before.get(key) != after.get(key) for key in ("layers", "hidden", "mlp", "parameters")):
-        return RED
-    # By name as well: a merge after which the adapters start anew leaves every number as it was.
-    if adapter_changes(before, after) or "lora" in record.operation.split("_"):
-        return RED
-    return PURPLE if before.get("trainable") != after.get("trainable") else GREY
-
-
-KINDS = {RED: "architecture changes", PURPLE: "freezing or thawing", GREY: "hyper-parameter changes"}
+    return _COLORS[kind_of(record)]
 
 
 def head_height(marks: Sequence[Mark]) -> float:

@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from morphing_trainer.reporting.canvas import BLUE, GREEN, GREY, ORANGE, PURPLE
 from morphing_trainer.reporting.console import count, rate_text
-from morphing_trainer.reporting.series import SMOOTH_FROM, Points, finite, smoothed
+from morphing_trainer.reporting.series import SMOOTH_FROM, Points, finite, metric_name, smoothed
 
 LEGEND: dict[str, Any] = {"frameon": True, "framealpha": 0.9, "edgecolor": "none"}
 
@@ -45,11 +45,6 @@ def draw_curve(axes: Axes, points: Points, color: str, **style: Any) -> None:
     if faint:
         axes.plot(*raw, color=color, linewidth=0.7, alpha=0.3)
     axes.plot(*(smoothed(points) if faint else raw), **{"color": color, "linewidth": 1.8, **dots(points), **style})
-
-
-def metric_name(key: str) -> str:
-    """`eval_loss` -> `evaluation loss`, `eval_books_loss` -> `evaluation books loss`."""
-    return f"evaluation {key.removeprefix('eval_').replace('_', ' ')}"
 
 
 def mark_broken(axes: Axes, curves: Sequence[Points]) -> None:

@@ -10,10 +10,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from morphing_trainer.reporting.canvas import empty_figure, save, stack
+from morphing_trainer.reporting.growth import sizes
 from morphing_trainer.reporting.marks import explain, explained, foot_height, head_height, mark_operations, place
 from morphing_trainer.reporting.panels import LEGEND, draw_losses, draw_sizes
 from morphing_trainer.reporting.records import Record
-from morphing_trainer.reporting.series import Points, series
+from morphing_trainer.reporting.series import is_loss, series
 
 LOSS_HEIGHT, PARAMETER_HEIGHT = 4.2, 0.95  # inches
 
@@ -51,29 +52,3 @@ def losses_figure(log_history: Sequence[Mapping[str, Any]], records: Sequence[Re
     bottom.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=9))
     bottom.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
     return figure
-
-
-def is_loss(key: str) -> bool:
-    """Whether a key of the log is an evaluation loss."""
-    return key.startswith("eval_") and key.endswith("loss")
-
-
-def sizes(records: Sequence[Record], places: Sequence[float], end: float) -> dict[str, Points]:
-    """Parameters, and trainable parameters where they differ, as steps from 0 to `end`. Empty if not known.
-
-    Args:
-        places: of the operations on the x axis.
-    """
-    found: dict[str, Points] = {}
-    for key in ("parameters", "trainable"):
-        known = [
-            (record, at)
-            for record, at in zip(records, places, strict=True)
-            if key in record.before and key in record.after
-        ]
-        if known:
-            found[key] = [(0.0, known[0][0].before[key]), *((at, record.after[key]) for record, at in known)]
-            found[key].append((max(end, found[key][-1][0]), found[key][-1][1]))
-    if found.get("trainable") == found.get("parameters"):
-        found.pop("trainable", None)
-    return found

@@ -23,7 +23,7 @@ from morphing_trainer.reporting.canvas import (
 )
 from morphing_trainer.reporting.console import duration
 from morphing_trainer.reporting.run_data import RunData
-from morphing_trainer.run.timing import PARTS, shares
+from morphing_trainer.reporting.times import PARTS, shares
 
 _COLORS = dict(zip(PARTS, (BLUE, SKY, GREEN, ORANGE, RED, PINK, "#BBBBBB"), strict=True))
 _BAR = 0.42  # inches

@@ -42,3 +42,13 @@ def smoothed(points: Points) -> tuple[list[float], list[float]]:
     low, high = index - reach, index + reach + 1
     average = (sums[high] - sums[low]) / np.maximum(1, counts[high] - counts[low])
     return [step for step, _ in points], np.where(finite, average, np.nan).tolist()
+
+
+def is_loss(key: str) -> bool:
+    """Whether a key of the log is an evaluation loss."""
+    return key.startswith("eval_") and key.endswith("loss")
+
+
+def metric_name(key: str) -> str:
+    """`eval_loss` -> `evaluation loss`, `eval_books_loss` -> `evaluation books loss`."""
+    return f"evaluation {key.removeprefix('eval_').replace('_', ' ')}"

@@ -28,6 +28,7 @@ WORDS: tuple[tuple[Any, str], ...] = (
     (float, "number"),
     (str, "text"),
     (bool, "`true` or `false`"),
+    (Any, "anything"),
 )
 """Types that are known by a word."""
 

@@ -23,6 +23,15 @@ HISTORY = "history.jsonl"
 """In the folder of the statistics: the log lines."""
 OVERALL = "overall.json"
 """In the folder of the statistics: those of the whole run."""
+SETUP = "setup.json"
+"""In the folder of the statistics: what the run was told, and what it runs on."""
+EXAMPLES = "examples.jsonl"
+"""In the folder of the statistics: the examples of its evaluations."""
+WORK = "work.json"
+"""In the folder of the statistics: what a token has cost, by phase."""
+REPORT = "report.html"
+REPORT_MARK = b'<meta name="generator" content="morphing-trainer report">'
+"""Near the beginning of every report: by it one is known from other people's pages."""
 
 
 def traces(folder: str | Path) -> list[str]:
@@ -30,8 +39,17 @@ def traces(folder: str | Path) -> list[str]:
     folder = Path(folder)
     if not folder.is_dir():
         return []
-    own = {JOURNAL, MODEL, LOGS, PLOT, PLOTS, STATS}
+    own = {JOURNAL, MODEL, LOGS, PLOT, PLOTS, STATS, *([REPORT] if is_report(folder / REPORT) else [])}
     return sorted(path.name for path in folder.iterdir() if path.name in own or path.name.startswith("checkpoint-"))
+
+
+def is_report(path: Path) -> bool:
+    """Whether a file is a report that this library has written."""
+    try:
+        with path.open("rb") as file:
+            return REPORT_MARK in file.read(2000)
+    except OSError:
+        return False
 
 
 def is_run(folder: str | Path) -> bool:

@@ -186,13 +186,15 @@ def read_events(path: Path) -> tuple[list[Event], list[str]]:
 
 
 def records(events: Iterable[Event]) -> list[Record]:
-    """The operations among `events`, with the losses that were measured after them."""
+    """The operations among `events`, with the losses that were measured right after them; see `run.changes`."""
     found: dict[int, Record] = {}
     for event in events:
         if event["event"] == "operation":
             found[event["index"]] = record_from(event["record"])
         elif event["event"] == "evaluation" and event["index"] in found:
             record = found[event["index"]]
+            if event["step"] > record.step:
+                continue  # it tells of what has been trained since, too
             found[event["index"]] = record_from({**record.to_dict(), "after": {**record.after, "loss": event["loss"]}})
     return [found[index] for index in sorted(found)]
 

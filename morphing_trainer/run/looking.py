@@ -33,10 +33,19 @@ def standing(folder: Path, *, verified: bool = False) -> Standing:
     Raises:
         ConfigError: if it is no run.
     """
+    check_no_checkpoint(folder)
+    process = holder(folder)  # before its files are read: if it ends meanwhile, they tell so
+    return standing_of(folder, salvaged(folder), process, verified=verified)
+
+
+def check_no_checkpoint(folder: Path) -> None:
+    """Raises ConfigError if this is the folder of a checkpoint: it says of which run."""
     if (folder / MANIFEST).is_file() and folder.name.startswith("checkpoint-"):
         raise ConfigError(f"{folder}: is a checkpoint; give its run, {folder.resolve().parent}.")
-    process = holder(folder)  # before its files are read: if it ends meanwhile, they tell so
-    remains = salvaged(folder)
+
+
+def standing_of(folder: Path, remains: Remains, process: int | None, *, verified: bool = False) -> Standing:
+    """The same, of what has been read of it, and the process that trains in it."""
     found = Standing(str(folder), process=process, faults=remains.faults, verified=verified)
     found.state, found.ended = _state(remains.told, process is not None)
     found.quiet = _quiet(folder)

@@ -82,7 +82,7 @@ def _read(folder: Path, name: str | None) -> RunData:
     overall = overall_of(folder)
     times = {part: entry["seconds"] for part, entry in overall.get("timing", {}).items()}
     timing = {part: seconds for part, seconds in times.items() if is_number(seconds)}
-    stages = _stages(lines, overall.get("stages", {}))
+    stages = stages_of(lines, overall.get("stages", {}))
     return RunData(name or folder.resolve().name, lines, tuple(journal.records(events)), stages, timing)
 
 
@@ -122,7 +122,7 @@ def overall_of(folder: Path) -> dict[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
-def _stages(lines: Lines, known: Mapping[str, Any]) -> dict[str, float]:
+def stages_of(lines: Lines, known: Mapping[str, Any]) -> dict[str, float]:
     """Name -> first step; of a stage that the statistics do not know yet, the last line before it."""
     stages = {str(name): float(step) for name, step in known.items()} if isinstance(known, Mapping) else {}
     before = 0.0

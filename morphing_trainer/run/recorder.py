@@ -9,19 +9,23 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerState
 
-from morphing_trainer.run.folder import HISTORY, STATS
+from morphing_trainer.reporting.examples import Example
+from morphing_trainer.reporting.records import Record
+from morphing_trainer.run.folder import EXAMPLES, HISTORY, JOURNAL, SETUP, STATS, WORK
 from morphing_trainer.run.history import append_history, begin_history
 from morphing_trainer.run.progress import PROGRESS, progress, write_progress
 from morphing_trainer.run.session import Session
+from morphing_trainer.run.shown import append_example, begin_examples
 from morphing_trainer.run.statistics import overall
 from morphing_trainer.run.stats_files import statistics_files, write_statistics
+from morphing_trainer.run.working import Working
 
 _log = logging.getLogger("morphing_trainer")
 
 
 class Recorder(TrainerCallback):
-    """Keeps `stats/` up to date: a line, and where the run stands, for every log; the statistics at evaluations,
-    checkpoints and the end.
+    """Keeps `stats/` up to date: what the run was told, as it begins; a line, and where the run stands, for every log;
+    every example; the statistics at evaluations, checkpoints and the end.
 
     A disk that is full costs the statistics, not the run.
 
@@ -38,13 +42,19 @@ class Recorder(TrainerCallback):
         session: Callable[[], Session | None],
         begun: Callable[[], None],
         flos: Callable[[], float],
+        setup: Callable[[], dict[str, Any]],
     ) -> None:
-        self._folder, self._session, self._begun, self._flos = folder, session, begun, flos
+        self._folder, self._session, self._begun, self._flos, self._setup = folder, session, begun, flos, setup
         self._recording = False
+        self._working = Working()
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self._recording = state.is_world_process_zero and self._session() is not None
-        self._try(lambda: begin_history(self._folder / STATS / HISTORY, state.log_history))
+        stats = self._folder / STATS
+        self._try(lambda: begin_history(stats / HISTORY, state.log_history))
+        self._spare(lambda: begin_examples(stats / EXAMPLES, state.global_step))
+        self._spare(lambda: write_statistics(stats, {SETUP: self._setup()}))
+        self._spare(lambda: self._working.begin(self._folder / JOURNAL))
         self._progress()
         if self._session() is not None:
             self._begun()
@@ -59,6 +69,19 @@ class Recorder(TrainerCallback):
         else:  # somebody has removed it
             self._try(lambda: begin_history(path, state.log_history))
         self._progress()
+
+    def on_example(
+        self, args: Any, state: TrainerState, control: Any, example: Example | None = None, **kwargs: Any
+    ) -> None:
+        if example is not None:
+            self._spare(lambda: append_example(self._folder / STATS / EXAMPLES, state.global_step, example))
+
+    def on_operation(
+        self, args: Any, state: TrainerState, control: Any, record: Record | None = None, **kwargs: Any
+    ) -> None:
+        session = self._session()
+        if record is not None and session is not None and self._recording:
+            self._working.add(record, session.state.spec)
 
     def on_evaluate(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self.write(state)
@@ -86,11 +109,34 @@ class Recorder(TrainerCallback):
         self._progress()
 
     def _progress(self) -> None:
-        """Write where the run stands."""
+        """Write where the run stands, and what its work has cost, if that is news."""
         if (session := self._session()) is not None:
-            seen = overall(session.state.totals.values())
-            length = seen.tokens / seen.samples if seen.samples else None
+            length = self._length(session)
             self._try(lambda: write_progress(self._folder / STATS / PROGRESS, progress(session, length)))
+            self._spare(lambda: self._write_work(length))
+
+    def _write_work(self, length: float | None) -> None:
+        if (work := self._working.content(length)) is not None:
+            write_statistics(self._folder / STATS, {WORK: work})
+
+    @staticmethod
+    def _length(session: Session) -> float | None:
+        """Tokens of a sample, on average; None before the first one."""
+        seen = overall(session.state.totals.values())
+        return seen.tokens / seen.samples if seen.samples else None
+
+    def _spare(self, work: Callable[[], None]) -> None:
+        """`_try`, for what a run can do without: whatever goes wrong with it, the run has nothing to do with it."""
+
+        def careful() -> None:
+            try:
+                work()
+            except OSError:
+                raise
+            except Exception as error:
+                _log.warning("the report in %s will lack something: %s", self._folder, error)
+
+        self._try(careful)
 
     def _try(self, work: Callable[[], None]) -> None:
         if not self._recording or self._session() is None:

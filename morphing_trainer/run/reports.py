@@ -5,18 +5,20 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from morphing_trainer.lineage import ModelSpec
+from morphing_trainer.reporting.journal import Change
 from morphing_trainer.reporting.log import close_run_log, open_run_log
 from morphing_trainer.reporting.plots import plot_losses
 from morphing_trainer.reporting.records import Record
 from morphing_trainer.run import journal
 from morphing_trainer.run.back import Return
 from morphing_trainer.run.bundle import Bundle
-from morphing_trainer.run.folder import JOURNAL, PLOT
+from morphing_trainer.run.changes import evaluated, operations_of
+from morphing_trainer.run.folder import JOURNAL, PLOT, REPORT
+from morphing_trainer.run.reporting import write_report
 from morphing_trainer.run.resume import Override
 from morphing_trainer.run.state import RunState
 from morphing_trainer.schedule import Entry, Schedule
@@ -34,6 +36,8 @@ class RunReports:
 
     def __init__(self, folder: Path, main: bool) -> None:
         self.records: list[Record] = []
+        self.later: dict[int, float] = {}
+        """By index, the losses of operations that were evaluated after more training."""
         self.undone: list[journal.Event] = []
         """What tells of the operations that were rolled back."""
         self._folder = folder
@@ -46,7 +50,7 @@ class RunReports:
         self._journal.hold()
 
     def started(self, state: RunState, schedule: Schedule, seed: int) -> None:
-        self.undone = []
+        self.undone, self.later = [], {}
         facts = {"spec": state.spec.to_dict(), "settings": state.settings.to_dict(), "seed": seed}
         self._journal.write("start", 0, schedule=schedule.to_list(), **facts)
         self._open()
@@ -76,7 +80,7 @@ class RunReports:
     def _take_up(self, bundle: Bundle) -> None:
         """What was done before the checkpoint, and only that."""
         events = journal.effective(bundle.events)
-        self.records = journal.records(events)
+        self.records, self.later = operations_of(events)
         self.undone = [event for event in events if event["event"] == "rolled_back"]
 
     def restore(self) -> None:
@@ -92,10 +96,13 @@ class RunReports:
 
     def evaluated(self, step: int, loss: float) -> None:
         """An evaluation: the first one after an operation tells what it did."""
-        if self.records and self.records[-1].after.get("loss") is None:
-            last = self.records[-1]
-            self.records[-1] = replace(last, after={**last.after, "loss": loss})
-            self._journal.write("evaluation", step, index=last.index, loss=loss)
+        if not self.records or self.records[-1].after.get("loss") is not None or self.records[-1].index in self.later:
+            return
+        event: journal.Event = {"step": step, "index": self.records[-1].index, "loss": loss}
+        changes = [evaluated(Change(record, later=self.later.get(record.index)), event) for record in self.records]
+        self.records = [change.record for change in changes]
+        self.later = {change.record.index: change.later for change in changes if change.later is not None}
+        self._journal.write("evaluation", **event)
 
     def stage(self, state: RunState, before: str) -> None:
         """The run has entered its next stage."""
@@ -114,7 +121,19 @@ class RunReports:
         except OSError as error:  # the run itself is over; its result must not be lost over a picture
             _log.warning("the picture %s could not be written: %s", self._folder / PLOT, error)
         finally:
+            if self.write_report():
+                _log.info("report in %s", self._folder / REPORT)
             self.let_go()
+
+    def write_report(self) -> bool:
+        """The page about the run, which is over; whether it has been written. Never raises: the run counts."""
+        try:
+            if self._main:
+                write_report(self._folder, over=True)
+            return self._main
+        except Exception as error:  # of any kind: whatever a page stumbles over, the run has nothing to do with it
+            _log.warning("the report %s could not be written: %s", self._folder / REPORT, error)
+            return False
 
     def let_go(self) -> None:
         """Close the files."""

@@ -35,6 +35,11 @@ class StopRequest:
         self.signum: int | None = None
         self._before: dict[int, object] = {}
 
+    @property
+    def name(self) -> str:
+        """Of the signal; SIGTERM if only another rank has got one."""
+        return signal.Signals(self.signum or signal.SIGTERM).name
+
     @contextmanager
     def listening(self) -> Iterator[StopRequest]:
         """Listen while the block runs. Python delivers signals to the main thread only; elsewhere this does nothing."""

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from morphing_trainer.reporting.times import shares
 from morphing_trainer.run.folder import OVERALL
 from morphing_trainer.run.history import plain, write_whole
 from morphing_trainer.run.statistics import Totals, overall
-from morphing_trainer.run.timing import shares
 
 _DULL = ("_runtime", "_samples_per_second", "_steps_per_second", "_model_preparation_time", "_jit_compilation_time")
 _RISING = ("accuracy", "f1", "bleu", "rouge", "reward")

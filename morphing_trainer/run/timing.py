@@ -15,9 +15,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from morphing_trainer.errors import CheckpointError
-
-PARTS = ("forward/backward", "data", "optimizer", "evaluation", "morphs", "saving", "other")
-"""What is told apart. "evaluation" includes the analysis; "other" is logging, agreeing, and what lies between."""
+from morphing_trainer.reporting.times import PARTS
 
 Profile = dict[str, float]
 """Part -> seconds, all parts present."""
@@ -83,12 +81,6 @@ class StepTimer(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._at("other")
-
-
-def shares(profile: Mapping[str, float]) -> dict[str, float]:
-    """Part -> share of the whole, from 0 to 1, the parts that took no time left out; empty before any time."""
-    whole = sum(profile.values())
-    return {part: seconds / whole for part, seconds in profile.items() if seconds > 0} if whole > 0 else {}
 
 
 def read_profile(data: Any) -> Profile:

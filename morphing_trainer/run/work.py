@@ -4,24 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
-
-import numpy as np
 
 from morphing_trainer.errors import ConfigError
 from morphing_trainer.flops import flops_per_token
 from morphing_trainer.lineage import ModelSpec
 from morphing_trainer.reporting.run_data import AXES, RunData, is_number
 from morphing_trainer.run.journal import Event
-
-
-@dataclass(frozen=True)
-class Stretch:
-    """From so many `tokens` on, `cost` floating-point operations per token."""
-
-    tokens: float
-    cost: float
+from morphing_trainer.run.working import Stretch, spent
 
 
 def stretches(events: Sequence[Event], length: int) -> list[Stretch]:
@@ -53,12 +44,6 @@ def _cost(event: Mapping[str, Any], length: int, known: dict[str, float]) -> flo
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise ConfigError(f"its journal does not tell what model it had at step {event['step']} ({error})") from error
     return known[key]
-
-
-def spent(tokens: float, stretches: Sequence[Stretch]) -> float:
-    """Floating-point operations of training on the first `tokens` tokens."""
-    ends = [*(each.tokens for each in stretches[1:]), np.inf]
-    return sum(each.cost * max(0.0, min(tokens, end) - each.tokens) for each, end in zip(stretches, ends, strict=True))
 
 
 def with_flops(run: RunData, stretches: Sequence[Stretch]) -> RunData:

@@ -11,10 +11,10 @@ from morphing_trainer import LoraArguments, add_adapters
 from morphing_trainer.data.cursor import Cursor
 from morphing_trainer.errors import CheckpointError, MorphError
 from morphing_trainer.lineage import ModelSpec, Site
+from morphing_trainer.reporting.times import PARTS
 from morphing_trainer.run.guard import Guard
 from morphing_trainer.run.state import RunState
 from morphing_trainer.run.statistics import Totals
-from morphing_trainer.run.timing import PARTS
 from morphing_trainer.schedule import Position, Schedule
 from morphing_trainer.settings import Settings
 from morphing_trainer.triggers import Clock

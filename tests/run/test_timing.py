@@ -5,7 +5,8 @@ import time
 import pytest
 
 from morphing_trainer.errors import CheckpointError
-from morphing_trainer.run.timing import PARTS, Stopwatch, read_profile, shares
+from morphing_trainer.reporting.times import PARTS, shares
+from morphing_trainer.run.timing import Stopwatch, read_profile
 
 
 class Clock:

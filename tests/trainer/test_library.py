@@ -313,6 +313,24 @@ class Interrupts(TrainerCallback):
         signal.raise_signal(signal.SIGTERM)
 
 
+class Signalled(TrainerCallback):
+    """Gets a signal in a step."""
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 3:
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_a_signal_is_answered_before_the_run_is_saved(tmp_path: Path) -> None:
+    run = trainer(tmp_path, callbacks=[Signalled()], save_strategy="steps", save_steps=5)
+    with pytest.raises(RunInterrupted, match=r"SIGINT received; saved .*checkpoint-4"):
+        run.train()
+    lines = (tmp_path / "logs" / "train.log").read_text().splitlines()
+    (heard,) = (number for number, line in enumerate(lines) if "step 4: SIGINT received: saving, then stopping" in line)
+    (saved,) = (number for number, line in enumerate(lines) if "checkpoint saved" in line)
+    assert heard < saved
+
+
 def test_a_signal_after_the_last_step_is_not_lost(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGTERM)
     run = trainer(tmp_path, callbacks=[Interrupts()], save_strategy="steps", save_steps=5)

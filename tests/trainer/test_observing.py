@@ -11,9 +11,9 @@ from transformers import TrainerCallback
 
 from morphing_trainer import LoraArguments, MorphingTrainer, add_adapters
 from morphing_trainer.errors import ConfigError, ScheduleError
+from morphing_trainer.reporting.times import PARTS
 from morphing_trainer.run.history import read_history
 from morphing_trainer.run.journal import read_journal
-from morphing_trainer.run.timing import PARTS
 from tests.support import same, tiny_model, trainer, weights
 from tests.trainer.common import StopsAfter, applied, entry
 
