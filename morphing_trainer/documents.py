@@ -50,7 +50,7 @@ def load_document(path: str | os.PathLike[str]) -> Document:
     """Read a `.yaml`, `.yml` or `.json` file. Raises `DocumentError` if it cannot be read at all."""
     name = os.fspath(path)
     suffix = Path(name).suffix.lower()
-    if suffix not in SUFFIXES:
+    if suffix not in SUFFIXES and not os.path.isdir(name):
         raise DocumentError(f"{name}: the suffix {suffix!r} is not known; name the file {', '.join(SUFFIXES)}")
     text = _read_text(name)
     if not text.strip():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -203,6 +204,10 @@ def _read_entry(
     name = item.get("name")
     if not isinstance(name, str) or name not in NAMES:
         if name is None:
+            like = [key for key in item if difflib.get_close_matches("name", [str(key).lower()])]
+            if like and "name" not in item:
+                what = f"unknown key {like[0]!r}; did you mean 'name'?"
+                return None, [Problem(source.entry(place, None, like[0]), what)]
             what = f"has no 'name'{suggest('', NAMES)}"
         else:
             what = f"unknown operation {name!r}{suggest(str(name), NAMES)}"

@@ -273,6 +273,7 @@ def test_paths_that_are_no_readable_file(tmp_path: Path) -> None:
     assert "the suffix ''" in message(tmp_path / "doc")
     (tmp_path / "folder.yml").mkdir()
     assert "this is a folder" in message(tmp_path / "folder.yml")
+    assert "this is a folder; give the path of a file" in message(tmp_path)
     os.mkfifo(tmp_path / "pipe.yaml")
     assert "not a regular file" in message(tmp_path / "pipe.yaml")
     assert "cannot be opened" in message("nul\0byte.yaml")

@@ -316,8 +316,18 @@ def test_a_trigger_is_given_once() -> None:
 
 
 def test_a_missing_name_lists_the_operations() -> None:
-    (found,) = refused(value=2)
-    assert all(name in found for name in NAMES)
+    for entry in ({"value": 2}, {"value": 2, "max_wait_iters": 3, "init": "identity"}, {"name": None, "value": 2}):
+        (found,) = refused(**entry)
+        assert "has no 'name'" in found and all(name in found for name in NAMES)
+
+
+def test_a_misspelt_name_is_told_as_such(tmp_path: Path) -> None:
+    text = "- nam: widen_mlp\n  value: 2\n- repeat: 2\n  operations:\n  - value: 2\n    nmae: widen_mlp\n"
+    assert lines(tmp_path, text) == [
+        "s.yaml:1: entry 1, nam: unknown key 'nam'; did you mean 'name'?",
+        "s.yaml:6: entry 2, operation 1, nmae: unknown key 'nmae'; did you mean 'name'?",
+    ]
+    assert "unknown key 'Name'; did you mean 'name'?" in refused(Name="widen_mlp", value=2)[0]
 
 
 @pytest.mark.parametrize("data", [5, "text", {"a": 1}, {"operations": 5}, {"operations": {"name": "x"}}])

@@ -28,9 +28,12 @@ the result:
   manifest of its hashes. Weights keep their types.
 
   --optimizer adds optimizer.pt, with the parameters' names; the learning-rate scheduler is not carried:
-    model = morphing_trainer.models.load_model("MODEL_OUT")
+    import torch
+    from morphing_trainer.models import load_model
+    model = load_model("MODEL_OUT")
     saved, named = torch.load("MODEL_OUT/optimizer.pt"), dict(model.named_parameters())
-    optimizer = AdamW([{"params": [(n, named[n]) for n in group["param_names"]]} for group in saved["param_groups"]])
+    groups = [{"params": [(name, named[name]) for name in group["param_names"]]} for group in saved["param_groups"]]
+    optimizer = torch.optim.AdamW(groups)
     optimizer.load_state_dict(saved)
 
 memory:
@@ -109,7 +112,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("model", metavar="MODEL_IN", help="a model's folder, a run, a checkpoint of one, or a Hub id")
     parser.add_argument("operation", metavar="OPERATION", nargs="*", help="name=value, name, or YAML (see below)")
     parser.add_argument("--out", metavar="MODEL_OUT", required=True, help="the folder to write; it must not exist")
-    parser.add_argument("--schedule", metavar="FILE", help="all operations of a schedule, whatever their triggers")
+    told = "all operations of a schedule that changes nothing but the model, whatever their triggers"
+    parser.add_argument("--schedule", metavar="FILE", help=told)
     parser.add_argument("--optimizer", action="store_true", help="the optimizer's state too, of a checkpoint of a run")
     parser.add_argument("--merge", action="store_true", help="merge adapters into their weights in the end")
     parser.add_argument("--seed", type=int, default=0, help="of random choices, as the seed of a run. Default: 0")
@@ -151,9 +155,10 @@ def scheduled(path: str) -> list[Operation]:
 
     Raises:
         ScheduleError, DocumentError: if it cannot be read.
-        ConfigError: if there are none, or it goes on without end.
+        ConfigError: if there are none, one does not change the model, or it goes on without end.
     """
     from morphing_trainer.errors import ConfigError
+    from morphing_trainer.operations import ArchitectureOperation
     from morphing_trainer.schedule import Schedule
 
     schedule = Schedule.load(path)
@@ -162,6 +167,12 @@ def scheduled(path: str) -> list[Operation]:
     operations = [entry.operation for entry in schedule.entries if not entry.completed]
     if not operations:
         raise ConfigError(f"--schedule: {path} has no operation that is still to be done.")
+    for index, entry in enumerate(schedule.entries):
+        if not entry.completed and not isinstance(entry.operation, ArchitectureOperation):
+            raise ConfigError(
+                f"{schedule.where(index)}: changes how a model is trained, and a model's folder says nothing of that; "
+                "give the operations that change the model one by one, such as widen_mlp=2, in place of --schedule"
+            )
     return operations
 
 

@@ -8,13 +8,16 @@ import math
 import os
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, get_origin
 
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 from morphing_trainer.cli.groups import ALL, Given, options_of
-from morphing_trainer.errors import Problem, suggest
+from morphing_trainer.errors import MorphError, Problem, suggest
 from morphing_trainer.reading import path_fault
+from morphing_trainer.run.finding import find_model
+from morphing_trainer.run.folder import is_run
 
 _AT_LEAST = {
     **dict.fromkeys(("n_layer", "n_head", "n_embd", "n_inner", "n_positions", "vocab_size"), 1),
@@ -101,6 +104,8 @@ def _value_problem(name: str, value: Any) -> str | None:
         return f"must be an ISO 639 code such as en or de, is {value!r}"
     if name in _PATHS and (fault := _paths_fault(value)):
         return fault
+    if name == "model_name_or_path" and isinstance(value, str) and (fault := _run_fault(value)):
+        return fault
     if name == "output_dir" and value == "":
         return "is empty; give a folder"
     if isinstance(value, str | dict) and any(
@@ -114,6 +119,16 @@ def _paths_fault(value: Any) -> str | None:
     """Of a path, or the first of several."""
     paths = [value] if isinstance(value, str) else value if isinstance(value, list | tuple) else []
     return next((fault for path in paths if isinstance(path, str) and (fault := path_fault(path))), None)
+
+
+def _run_fault(name: str) -> str | None:
+    """Of the folder of a run, which holds models, but is none."""
+    if not Path(name).is_dir() or (Path(name) / "config.json").is_file() or not is_run(name):
+        return None
+    try:
+        return f"{name!r} is a run; give {find_model(name)}"
+    except MorphError as error:
+        return str(error)
 
 
 def _mapping_problem(name: str, value: str | dict[str, Any]) -> str | None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import textwrap
 import threading
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import pytest
 import safetensors.torch
 from transformers import GPT2LMHeadModel
 
+from morphing_trainer.cli import apply
 from morphing_trainer.cli.apply import main, read_operation
 from morphing_trainer.cli.morph import main as morph
 from morphing_trainer.documents import dump_yaml
@@ -134,7 +137,10 @@ def test_the_operations_of_a_schedule_are_done_whatever_their_triggers(
 @pytest.mark.parametrize(
     ("entries", "match"),
     [
-        ([entry("change_lr", 2, 5)], "change_lr: changes how a model is trained"),
+        (
+            [entry("widen_mlp", 2, 5), entry("change_lr", 2, 5)],
+            r"schedule.yaml:4: entry 2 \(change_lr\): changes how a model is trained.*one by one",
+        ),
         ([entry("widen_mlp", 2, 5, completed=True)], "no operation that is still to be done"),
         ([{"repeat": "end", "operations": [entry("widen_mlp", 2, 5)]}], "for as long as a run lasts"),
         ([entry("widn_mlp", 2, 5)], "did you mean 'widen_mlp'"),
@@ -186,6 +192,10 @@ def test_a_run_and_its_optimizer(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert (tmp_path / "out/optimizer.pt").is_file() and not (tmp_path / "plain/optimizer.pt").exists()
     assert (tmp_path / "out/model.safetensors").read_bytes() == (tmp_path / "plain/model.safetensors").read_bytes()
     assert "carried" in "\n".join(applied_lines(found))
+    (told,) = re.findall(r"\n( +import torch.*?)\n\n", apply._EPILOG, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(textwrap.dedent(told).replace("MODEL_OUT", str(tmp_path / "out")), names)
+    assert len(names["optimizer"].state_dict()["state"]) == len(list(names["model"].parameters()))
 
 
 def test_a_model_of_the_hub(folder: Path, tmp_path: Path) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
+from morphing_trainer import __version__
 from morphing_trainer.cli import morph
 
 
@@ -16,6 +20,16 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert morph.main([]) == 0
     shown = capsys.readouterr().out
     assert all(f"  {name} " in shown for name in morph.COMMANDS)
+
+
+def test_the_version_is_told_at_once() -> None:
+    code = (
+        "import sys\nfrom morphing_trainer.cli import morph\n"
+        "assert morph.main(['--version']) == 0\n"
+        "assert not {'torch', 'transformers', 'pydantic'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, f"morph {__version__}\n"), done.stderr
 
 
 @pytest.mark.parametrize("command", ["describe", "sample", "plot"])

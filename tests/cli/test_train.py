@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,24 @@ def test_starts_from_a_local_checkpoint(tmp_path: Path, text: str) -> None:
     options = ["--model_name_or_path", start, "--block_size", "16", "--train_file", text, *QUICK]
     assert main(["--output_dir", str(tmp_path / "second"), *options]) == 0
     assert (tmp_path / "second" / "model" / "model.safetensors").exists()
+
+
+def test_a_run_is_no_model(tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its folder holds one."""
+    assert run(tmp_path, "--train_file", text, "--save_strategy", "steps", "--save_steps", "2") == 0
+    made = tmp_path / "run"
+    capsys.readouterr()
+    again = ["--train_file", text, "--model_name_or_path", str(made), "--output_dir", str(tmp_path / "again")]
+    for inside in ("model", "checkpoint-4"):
+        assert main(again) == 2
+        told = capsys.readouterr().err
+        assert told == f"error: command line: model_name_or_path: {str(made)!r} is a run; give {made / inside}\n"
+        shutil.rmtree(made / "model", ignore_errors=True)
+    for step in (2, 4):
+        shutil.rmtree(made / f"checkpoint-{step}")
+    assert main(again) == 2
+    assert "this run has saved no checkpoint and no model yet" in capsys.readouterr().err
+    assert not (tmp_path / "again").exists()
 
 
 def test_a_second_run_in_the_same_folder_is_refused_and_changes_nothing(

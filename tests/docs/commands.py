@@ -123,12 +123,21 @@ def _script(script: str, argv: list[str], extra: Sequence[str] | None) -> bool:
     path = Path(script)
     if not path.is_file():
         raise CommandError(f"there is no script {script}")
-    if "morphing_trainer.cli.train" not in path.read_text(encoding="utf-8"):
+    text = path.read_text(encoding="utf-8")
+    if "morphing_trainer.cli.morph" in text and (argv[:1] != ["train"] or extra is not None):
+        return _run(script, [*argv, *(extra or ())])
+    if "morphing_trainer.cli.morph" in text:
+        return _training(argv[1:], None)
+    if "morphing_trainer.cli.train" not in text:
         return _stopped(lambda: runpy.run_path(str(path), run_name="__main__"), path.name, argv)
     if extra is None or script == "train.py":
         return _training(argv, extra)
-    with _argv([script, *argv, *extra]), pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(path), run_name="__main__")
+    return _run(script, [*argv, *extra])
+
+
+def _run(script: str, argv: list[str]) -> bool:
+    with _argv([script, *argv]), pytest.raises(SystemExit) as ended:
+        runpy.run_path(script, run_name="__main__")
     if ended.value.code:
         raise CommandError(f"{script} ends with exit code {ended.value.code}")
     return True
