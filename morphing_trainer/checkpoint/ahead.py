@@ -27,10 +27,11 @@ class Ahead:
     def __init__(self, folder: Path, weights: str, optimizer: str) -> None:
         self.folder = folder
         threads = ThreadPoolExecutor(1, "reading")
-        self._weights: Future[dict[str, Tensor]] | None = threads.submit(read_tensors, folder / weights)
+        # The optimizer first: its file is the larger one, as for those who hash, and it is asked for first.
         self._optimizer: Future[Any] | None = None
         if optimizer:
             self._optimizer = threads.submit(read_torch_file, folder / optimizer, mapped=False)
+        self._weights: Future[dict[str, Tensor]] | None = threads.submit(read_tensors, folder / weights)
         threads.shutdown(wait=False)
 
     def weights(self) -> dict[str, Tensor] | None:
