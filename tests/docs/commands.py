@@ -26,6 +26,16 @@ from morphing_trainer.schedule import Schedule
 HERE = ("--use_cpu", "--no_fp16", "--no_bf16", "--report_to", "none")
 """What needs a GPU or a service is read, and then taken back."""
 
+SHORT = ("--eval_steps", "2", "--eval_iters", "1", "--logging_steps", "2", "--save_steps", "3")
+SMALL = ("--n_embd", "16", "--n_head", "4", "--n_inner", "32", "--vocab_size", "300", "--block_size", "64")
+"""With which a training takes seconds, and fits the run that the workshop has made."""
+
+RESUMED = ("--train_file", "my.txt", "--scaling_schedule_file", "configs/schedules/guarded.yaml")
+"""What the workshop's run was told."""
+
+run_trainings = False
+"""Whether trainings are run, if need be short and small, and not only read."""
+
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -161,7 +171,15 @@ def _training(argv: list[str], extra: Sequence[str] | None) -> bool:
     for named in (arguments.model.model_name_or_path, arguments.data.dataset_name, arguments.data.tokenizer_name):
         if named is not None and not Path(named).exists() and not HUB_ID.fullmatch(named):
             raise CommandError(f"{named} is no folder and no id of the Hub")
-    return False
+    data = arguments.data.dataset_name
+    if not run_trainings or arguments.training.push_to_hub or (data is not None and not Path(data).exists()):
+        return False
+    given = [*HERE, *SHORT]
+    given += [] if arguments.data.plan is not None else ["--max_steps", "6"]
+    given += [] if arguments.model.model_name_or_path is not None else SMALL
+    resumes = arguments.training.resume_from_checkpoint is not None
+    given += RESUMED if resumes else ("--overwrite_output_dir", "true")
+    return _training(argv, given)
 
 
 def _module(name: str, argv: list[str]) -> bool:

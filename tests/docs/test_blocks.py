@@ -11,6 +11,7 @@ import torch
 from generation.blocks import pages_of, read_blocks
 from generation.outputs import ROOT
 
+from tests.docs import commands
 from tests.docs.running import Page
 from tests.docs.workshop import opened
 from tests.support import Tokens, tiny_model
@@ -42,6 +43,16 @@ def given(page: str) -> dict[str, Any]:
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("page", PAGES)
 def test_every_block_works(page: str, tmp_path: Path, prepared: Path) -> None:
+    with opened(tmp_path, prepared):
+        Page(given(page)).run(read_blocks(ROOT, page))
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")
+@pytest.mark.parametrize("page", PAGES)
+def test_every_training_trains(page: str, tmp_path: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short and small where no block says how; but for data that only the Hub has, and what is pushed there."""
+    monkeypatch.setattr(commands, "run_trainings", True)
     with opened(tmp_path, prepared):
         Page(given(page)).run(read_blocks(ROOT, page))
 

@@ -50,6 +50,8 @@ def prepare(folder: Path) -> None:
     model = GPT2LMHeadModel(tiny_config(n_layer=12, n_embd=8, n_positions=1024, vocab_size=300))
     for name in ("gpt2", "openai-community/gpt2"):
         model.save_pretrained(folder / name)
+        for path in (folder / "runs" / "demo" / "model").glob("tokenizer*"):
+            shutil.copy(path, folder / name)
 
 
 @contextlib.contextmanager
