@@ -749,3 +749,10 @@ def test_a_damaged_file_loads_or_is_refused(tmp_path: Path, text: str, cut: int,
         path.write_bytes((source[:cut] + text + source[cut + length :]).encode("utf-8", "replace"))
         with suppress(ScheduleError, DocumentError):
             Schedule.load(path)
+
+
+def test_every_condition_is_offered_once() -> None:
+    with pytest.raises(ScheduleError) as refused:
+        Schedule.of([{"name": "widen_mlp", "value": 2, "when": {"unheard_of": 3}}])
+    offered = str(refused.value).rpartition("valid are ")[2].split(", ")
+    assert len(offered) == len(set(offered)) > 5
