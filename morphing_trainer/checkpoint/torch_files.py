@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import pickletools
 import threading
-import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -44,8 +43,7 @@ def read_torch_file(path: Path, *, mapped: bool = True) -> Any:
     """
     try:
         _check_archive(path)
-        with _ALLOWING, safe_globals(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _ALLOWING, safe_globals():
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         size = path.stat().st_size
         for tensor in _tensors(content, 0):

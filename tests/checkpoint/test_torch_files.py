@@ -3,10 +3,12 @@ from __future__ import annotations
 import struct
 import subprocess
 import sys
+import warnings
 import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +26,21 @@ def test_several_threads_may_read_at_once(tmp_path: Path) -> None:
     with ThreadPoolExecutor(4) as threads:
         for found in threads.map(read_torch_file, [path] * 200):
             assert torch.equal(found["cpu"], torch.get_rng_state())
+
+
+def test_reading_leaves_the_warnings_of_other_threads_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What warnings are shown is one list of the process: a thread that changes it undoes what another one has set."""
+    path, seen = tmp_path / "file.pt", []
+    torch.save({"weight": torch.ones(2)}, path)
+    load = torch.load
+
+    def loads(*args: Any, **options: Any) -> Any:
+        seen.append(warnings.filters)
+        return load(*args, **options)
+
+    monkeypatch.setattr(torch, "load", loads)
+    read_torch_file(path)
+    assert seen[0] is warnings.filters
 
 
 def compressed(path: Path) -> None:
