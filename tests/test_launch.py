@@ -23,14 +23,15 @@ from tests.support import same, tiny_model, trainer
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "accelerate_configs").glob("*.yaml"))
+LEAVING = ROOT / "tests" / "leaving.py"
 SMALL = ["--n_layer", "1", "--n_embd", "16", "--n_head", "2", "--vocab_size", "300", "--block_size", "16"]
 
 
-def launched(folder: Path, *launcher: str) -> Path:
+def launched(folder: Path, *launcher: str, script: Path = ROOT / "train.py") -> Path:
     """The checkpoint of a short run of the real script, launched like this."""
     options = ["--output_dir", str(folder), "--use_cpu", "--max_steps", "2", "--save_steps", "2"]
     options += ["--logging_steps", "1", *SMALL]
-    command = [str(Path(sys.executable).parent / launcher[0]), *launcher[1:], str(ROOT / "train.py"), *options]
+    command = [str(Path(sys.executable).parent / launcher[0]), *launcher[1:], str(script), *options]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=env, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
@@ -58,9 +59,9 @@ def test_starts_one_process(tmp_path: Path, name: str) -> None:
 
 
 def test_torchrun_is_as_good_as_accelerate(tmp_path: Path) -> None:
-    """Two processes each, and the same weights and losses."""
+    """Two processes each, and the same weights and losses. No process group outlives the run."""
     ours = by_accelerate(tmp_path / "a", "ddp_cpu")
-    theirs = launched(tmp_path / "b", "torchrun", "--nproc_per_node", "2", "--master_port", port())
+    theirs = launched(tmp_path / "b", "torchrun", "--nproc_per_node", "2", "--master_port", port(), script=LEAVING)
     assert processes(ours) == processes(theirs) == 2
     left, right = (load_file(checkpoint / "model.safetensors") for checkpoint in (ours, theirs))
     assert same(left, right)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -52,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     finally:
         if PartialState._shared_state:
+            gc.collect()  # the trainer: threads of gloo that outlive the interpreter abort the process now and then
             PartialState().destroy_process_group()
 
 
