@@ -19,7 +19,7 @@ from morphing_trainer.memory.footprint import Footprint, Step, step_footprint
 from morphing_trainer.planning import Played, fires_from
 from morphing_trainer.reporting.records import Phase
 from morphing_trainer.settings import Settings
-from morphing_trainer.triggers import AllOf, AnyOf, AtStep, AtTokens, Trigger, Waited
+from morphing_trainer.triggers import AllOf, AnyOf, AtShare, AtStep, AtTokens, Trigger, Waited
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def foresee(phases: Sequence[Played], conditions: Conditions) -> Outlook:
     """The phases of a dry run with what they cost, what they need, and when they begin."""
     found: list[Prospect] = []
     known: dict[Any, Footprint] = {}
-    times = begins(phases, conditions.tokens_per_step, evaluates=conditions.evaluates)
+    times = begins(phases, conditions.tokens_per_step, evaluates=conditions.evaluates, end=conditions.steps)
     for (phase, spec, _, _), (first, begin) in zip(phases, times, strict=True):
         tokens, flops = conditions.tokens_per_step(phase.settings), step_flops(spec, conditions.length)
         found.append(Prospect(phase, first, begin, tokens, flops, _memory(spec, phase.settings, conditions, known)))
@@ -133,12 +133,18 @@ def foresee(phases: Sequence[Played], conditions: Conditions) -> Outlook:
 
 
 def begins(
-    phases: Sequence[Played], tokens_per_step: Callable[[Settings], int], *, evaluates: bool, tokens: int = 0
+    phases: Sequence[Played],
+    tokens_per_step: Callable[[Settings], int],
+    *,
+    evaluates: bool,
+    tokens: int = 0,
+    end: int | None = None,
 ) -> list[tuple[int, int | None]]:
     """Steps at which the phases of a dry run begin at the earliest and at the latest, see `Prospect`.
 
     Args:
         tokens: seen when the first of them begins.
+        end: step at which the run ends, if that is known.
     """
     first = phases[0].soonest
     begin: int | None = first
@@ -149,11 +155,12 @@ def begins(
         assert entry is not None
         per_step = tokens_per_step(before.settings)
         reached = partial(_reached, first, seen_first, per_step)
-        due_first = max(soonest, fires_from(entry.trigger, first, before.settings.eval_interval, evaluates, reached))
+        interval = before.settings.eval_interval
+        due_first = max(soonest, fires_from(entry.trigger, first, interval, evaluates, reached, end))
         seen_first += (due_first - first) * per_step
         first = due_first
         if begin is not None:
-            due = latest(entry.trigger, begin, seen, per_step)
+            due = latest(entry.trigger, begin, seen, per_step, end)
             # One operation a step.
             due = None if due is None else max(due, begin + (number > 1))
             seen += 0 if due is None else (due - begin) * per_step
@@ -162,26 +169,29 @@ def begins(
     return found
 
 
-def latest(trigger: Trigger, since: int, tokens: int, per_step: int) -> int | None:
+def latest(trigger: Trigger, since: int, tokens: int, per_step: int, end: int | None = None) -> int | None:
     """The step at which a trigger fires at the latest, None if nothing but the model's progress makes it fire.
 
     Args:
         since: step of the operation before.
         tokens: seen by then.
         per_step: tokens of a step from then on.
+        end: step at which the run ends, if that is known.
     """
     match trigger:
         case Waited(value=steps):
             return since + steps
         case AtStep(value=step):
             return max(since, step)
+        case AtShare():
+            return None if end is None else max(since, trigger.step(end))
         case AtTokens(value=wanted):
             return _reached(since, tokens, per_step, wanted)
         case AllOf(parts=parts):
-            found = [latest(part, since, tokens, per_step) for part in parts]
+            found = [latest(part, since, tokens, per_step, end) for part in parts]
             return None if None in found else max(step for step in found if step is not None)
         case AnyOf(parts=parts):
-            found = [latest(part, since, tokens, per_step) for part in parts]
+            found = [latest(part, since, tokens, per_step, end) for part in parts]
             return min((step for step in found if step is not None), default=None)
     return None
 

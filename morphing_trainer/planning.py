@@ -18,6 +18,7 @@ from morphing_trainer.settings import Settings
 from morphing_trainer.triggers import (
     AllOf,
     AnyOf,
+    AtShare,
     AtStep,
     AtTokens,
     InStage,
@@ -221,6 +222,7 @@ def fires_from(
     interval: int | None,
     evaluates: bool,
     at_tokens: Callable[[int], int] = lambda tokens: 0,
+    end: int | None = None,
 ) -> int:
     """The first optimizer step at which a trigger can fire.
 
@@ -228,16 +230,19 @@ def fires_from(
         since: step of the operation before.
         interval: steps between evaluations, if they are made by steps.
         at_tokens: the step at which a run has seen so many tokens; without, it may be any.
+        end: the step at which the run ends; without, a share of it may be any step.
     """
 
     def first(part: Trigger) -> int:
-        return fires_from(part, since, interval, evaluates, at_tokens)
+        return fires_from(part, since, interval, evaluates, at_tokens, end)
 
     match trigger:
         case Waited(value=steps):
             return since + steps
         case AtStep(value=step):
             return max(since, step)
+        case AtShare() if end is not None:
+            return max(since, trigger.step(end))
         case AtTokens(value=tokens):
             return max(since, at_tokens(tokens))
         case Plateau(window=window):

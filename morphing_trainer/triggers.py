@@ -30,6 +30,7 @@ class Clock:
             operation; None if it was not, or there are no adapters.
         analysing: `rank_use` was measured at this tick.
         stages: the stages of the training plan that have been reached, and the optimizer step at which each began.
+        end: the optimizer step at which the run ends, as far as is known; None if it is not.
     """
 
     step: int
@@ -42,6 +43,7 @@ class Clock:
     rank_use: float | None = None
     analysing: bool = False
     stages: Mapping[str, int] = field(default_factory=dict)
+    end: int | None = None
 
 
 class Trigger(BaseModel):
@@ -144,6 +146,34 @@ class AtStep(ValuedTrigger):
 
     def progress(self, clock: Clock) -> str:
         return f"step {clock.step} of {self.value}"
+
+
+class AtShare(ValuedTrigger):
+    """The run has done this share of its optimizer steps, however many they are: 0.7 is after 70 %."""
+
+    kind: ClassVar[str] = "at_share"
+    value: Annotated[float, Field(gt=0, lt=1)]
+
+    def step(self, end: int) -> int:
+        """The step, to the nearest, of a run that ends at step `end`; never the last, behind which nothing comes."""
+        return min(round(self.value * end), end - 1)
+
+    def due(self, clock: Clock) -> str | None:
+        if clock.end is None or clock.step < self.step(clock.end):
+            return None
+        return f"{self._share} of the run, step {clock.step}"
+
+    def describe(self) -> str:
+        return f"after {self._share} of the run"
+
+    def progress(self, clock: Clock) -> str:
+        return (
+            self.describe() if clock.end is None else f"step {clock.step} of {self.step(clock.end)}, {self.describe()}"
+        )
+
+    @property
+    def _share(self) -> str:
+        return f"{100 * self.value:g} %"
 
 
 class AtTokens(ValuedTrigger):
@@ -380,7 +410,7 @@ def stages_named(trigger: Trigger) -> list[str]:
 
 
 VALUED: dict[str, type[ValuedTrigger]] = {
-    entry.kind: entry for entry in (LossBelow, Waited, AtStep, AtTokens, RankUseAbove)
+    entry.kind: entry for entry in (LossBelow, Waited, AtStep, AtShare, AtTokens, RankUseAbove)
 }
 COMPOSITE: Mapping[str, type[_Composite]] = {entry.kind: entry for entry in (AllOf, AnyOf)}
 KINDS: tuple[str, ...] = (*VALUED, Plateau.kind, InStage.kind, *COMPOSITE)

@@ -41,6 +41,9 @@ def begins(found: Outlook) -> list[tuple[int, int | None]]:
         ([{**LR, "when": {"at_step": 70}}, {**LR, "max_wait_iters": 5}], [(70, 70), (75, 75)]),
         ([{**LR, "when": {"at_tokens": 3200}}], [(100, 100)]),
         ([{**LR, "when": {"at_tokens": 3201}}], [(101, 101)]),
+        ([{**LR, "when": {"at_share": 0.7}}], [(700, 700)]),
+        ([{**LR, "max_wait_iters": 800}, {**LR, "when": {"at_share": 0.7}}], [(800, 800), (801, 801)]),
+        ([{**LR, "when": {"any": [{"loss_below": 3.0}, {"at_share": 0.5}]}}], [(10, 500)]),
         # Twice the batch makes half the steps of what is left of the tokens.
         (
             [{"name": "change_batch_size", "value": 2, "max_wait_iters": 50}, {**LR, "when": {"at_tokens": 3200}}],
@@ -56,6 +59,10 @@ def begins(found: Outlook) -> list[tuple[int, int | None]]:
 )
 def test_when_each_operation_comes(entries: list[dict[str, Any]], expected: list[tuple[int, int | None]]) -> None:
     assert begins(outlook(*entries)) == expected
+
+
+def test_a_share_of_a_run_of_unknown_length() -> None:
+    assert begins(outlook({**LR, "when": {"at_share": 0.7}}, steps=None)) == [(0, None)]
 
 
 def test_cost_by_hand() -> None:

@@ -21,6 +21,7 @@ from morphing_trainer.settings import Settings
 from morphing_trainer.triggers import (
     AllOf,
     AnyOf,
+    AtShare,
     AtStep,
     AtTokens,
     Clock,
@@ -54,6 +55,23 @@ def clock(*losses: float, step: int = 0, tokens: int = 0, waited: int = 0, every
 def test_thresholds_are_exact(trigger: Trigger, below: Clock, at: Clock) -> None:
     assert trigger.due(below) is None
     assert trigger.due(at)
+
+
+def test_a_share_is_of_the_whole_run() -> None:
+    """To the nearest step: 0.7 times 10 is a little more than 7 in binary fractions, or a little less."""
+    trigger = AtShare(value=0.7)
+    for end, step in ((10, 7), (100, 70), (1001, 701), (2, 1)):
+        assert trigger.due(replace(clock(step=step - 1), end=end)) is None
+        assert trigger.due(replace(clock(step=step), end=end)) == f"70 % of the run, step {step}"
+    assert trigger.due(clock(step=10**9)) is None  # of a run whose end is not known
+    assert trigger.progress(replace(clock(step=3), end=10)) == "step 3 of 7, after 70 % of the run"
+    assert trigger.describe() == "after 70 % of the run"
+
+
+@pytest.mark.parametrize("value", [0, 1, -0.1, 1.5, math.nan])
+def test_a_share_is_inside_the_run(value: float) -> None:
+    with pytest.raises(ValueError, match="value"):
+        AtShare(value=value)
 
 
 def test_no_wait_is_due_at_once() -> None:

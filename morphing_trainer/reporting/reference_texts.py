@@ -45,6 +45,7 @@ CONDITION_EXAMPLES: dict[str, dict[str, Any]] = {
     "loss_below": {"loss_below": 3.5},
     "waited": {"waited": 1000},
     "at_step": {"at_step": 5000},
+    "at_share": {"at_share": 0.7},
     "at_tokens": {"at_tokens": 20000000},
     "rank_use_above": {"rank_use_above": 0.8},
     "plateau": {"plateau": {"window": 5, "slope": 0.05}},

@@ -35,7 +35,7 @@ def too_late(phases: Sequence[Played], state: RunState, course: Course, *, evalu
         return max(1, round(course.batch(settings).step_size * float(length or 0)))
 
     seen = state.tokens - (state.step - phases[0].soonest) * per_step(state.settings)
-    times = begins(phases, per_step, evaluates=evaluates, tokens=max(0, seen))
+    times = begins(phases, per_step, evaluates=evaluates, tokens=max(0, seen), end=state.end)
     foreseen = list(zip(phases, times, strict=True))[1:]
     never = [(each, soonest) for each, (soonest, _) in foreseen if soonest >= state.end]
     late = [

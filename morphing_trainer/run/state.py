@@ -142,6 +142,7 @@ class RunState:
             evaluating=evaluating,
             rank_use=self.rank_use,
             stages=self.stages,
+            end=self.end,
         )
 
     @property

@@ -48,6 +48,11 @@ def left(folder: Path) -> list[str]:
             [],
             ["set_lr 1e-3 (loss 3.0, fires below 0.1), set_lr 2e-3"],
         ),
+        (
+            [entry("set_lr", 1e-3, 10), entry("set_lr", 2e-3, 1), entry("set_lr", 3e-3, when={"at_share": 0.75})],
+            ["operation 3 cannot come: the run ends at step 12, set_lr 3e-3 comes at step 12 at the earliest"],
+            ["set_lr 3e-3 (due: 75 % of the run, step 12)"],
+        ),
         ([entry("set_lr", 1e-3, when={"at_tokens": 10**6})], [], ["set_lr 1e-3 (768 of 1,000,000 tokens)"]),
     ],
 )

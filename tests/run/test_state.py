@@ -78,6 +78,7 @@ def test_what_triggers_see() -> None:
         evaluations=((40, 4.5),),
         evaluating=True,
         stages={"basics": 0, "finetune": 20},
+        end=100,
     )
 
 
