@@ -107,6 +107,15 @@ class MorphingConfig(TrainingOptions, TrainingArguments):
         },
     )
 
+    loss_chunk_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Tokens whose logits are in memory at once while training: with a large vocabulary they take more "
+            "than all else. The loss is the same to rounding; the backward pass makes them once more. Try 1024. "
+            "Default: all."
+        },
+    )
+
     def __getstate__(self) -> dict[str, Any]:
         """For `training_args.bin`, which lies in every checkpoint and goes where that goes: never with the token."""
         return {**self.__dict__, "hub_token": None}
@@ -147,6 +156,8 @@ class MorphingConfig(TrainingOptions, TrainingArguments):
             raise ConfigError(
                 f"memory_pressure_percent: must be from 0 to 100, is {self.memory_pressure_percent}; 0 is never."
             )
+        if self.loss_chunk_size is not None:
+            self._check_chunks(self.loss_chunk_size)
         if self.on_nan not in ("stop", "rollback", "skip"):
             raise ConfigError(f"on_nan: must be stop, rollback or skip, is {self.on_nan!r}.")
         if self.nan_limit < 1:
@@ -166,3 +177,11 @@ class MorphingConfig(TrainingOptions, TrainingArguments):
                 "auto_find_batch_size: not supported, because it restarts the training loop behind the schedule's "
                 "back. Set per_device_train_batch_size, and raise gradient_accumulation_steps if memory is short."
             )
+
+    def _check_chunks(self, size: int) -> None:
+        if size < 1:
+            raise ConfigError(
+                f"loss_chunk_size: must be at least 1 token, is {size}; leave it out to take all at once."
+            )
+        if self.label_smoothing_factor:
+            raise ConfigError("loss_chunk_size: smoothed labels need all logits; remove it, or label_smoothing_factor.")

@@ -80,6 +80,7 @@ from morphing_trainer.run.beginning import (
     stages_of,
 )
 from morphing_trainer.run.bundle import Bundle, load_model, read_bundle
+from morphing_trainer.run.chunked_loss import check_chunks
 from morphing_trainer.run.consensus import Consensus
 from morphing_trainer.run.course import Course, TrainingStage, with_rate
 from morphing_trainer.run.digest import agree, agree_on
@@ -150,6 +151,7 @@ class MorphingTrainer(OperatingTrainer):
             super().__init__(model, args, *positional, **options)
         self._stages = tuple(stages)
         check_devices(self)
+        check_chunks(self, model)
         check_schedule(self.schedule, args, self.lr_scheduler is not None, self.is_fsdp_enabled)
         check_guards(self.schedule, self._stages or [self.eval_dataset])
         self._arguments = snapshot(args)

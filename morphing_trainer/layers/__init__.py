@@ -2,6 +2,7 @@
 
 Trainer
 -> optimizing      makes the optimizer, loads it strictly
+-> chunking        the loss for some tokens at a time
 -> sharding        what differs where FSDP2 divides the model
 -> exporting       the trained model, plain or with adapters
 -> publishing      what goes to the Hub, and when

@@ -8,7 +8,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from morphing_trainer.checkpoint import adapters
@@ -19,6 +18,7 @@ from morphing_trainer.layers.sharding import ShardingTrainer
 from morphing_trainer.lineage import ModelSpec
 from morphing_trainer.lora import without_adapters
 from morphing_trainer.run.applying import bare_optimizer
+from morphing_trainer.run.finite import all_finite
 from morphing_trainer.run.folder import MODEL, REPORT
 from morphing_trainer.run.reports import RunReports
 from morphing_trainer.sharding import local_part
@@ -41,7 +41,7 @@ class ExportingTrainer(ShardingTrainer):
     def dead_parameters(self) -> list[str]:
         """Names of the parameters that hold NaN or infinity, on any rank."""
         weights = self.model.named_parameters()
-        found = [name for name, weight in weights if not torch.isfinite(local_part(weight)).all()]
+        found = [name for name, weight in weights if not all_finite(local_part(weight))]
         return found if self.session is None else self.session.consensus.union(found)
 
     def dead_moments(self) -> list[str]:
@@ -52,7 +52,7 @@ class ExportingTrainer(ShardingTrainer):
             f"{key} of {named.get(id(weight), 'a parameter')}"
             for weight, memory in optimizer.state.items()
             for key, value in memory.items()
-            if isinstance(value, Tensor) and value.is_floating_point() and not torch.isfinite(local_part(value)).all()
+            if isinstance(value, Tensor) and value.is_floating_point() and not all_finite(local_part(value))
         ]
         return found if self.session is None else self.session.consensus.union(found)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import weakref
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -30,6 +31,8 @@ class ObservingTrainer(EvaluatingTrainer):
 
     _reports: RunReports
     _given: dict[str, Any]
+    _counted: tuple[weakref.ref[Any], int] | None = None
+    """A model, and the number of its parameters that are not embeddings."""
 
     described: Mapping[str, Any] = MappingProxyType({})
     """Arguments beside those of the training that a report shows: dataclasses by the name of their group."""
@@ -75,6 +78,18 @@ class ObservingTrainer(EvaluatingTrainer):
             if self.session is not None:
                 self.session.state.timing = self._stopwatch.profile()
             super()._save_checkpoint(model, trial)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """As inherited: 6 times the tokens times the parameters that are not embeddings.
+
+        These are counted once for each model: at every step, that takes as long as all that this library does there.
+        """
+        name = getattr(self.model, "main_input_name", "input_ids")
+        if name not in inputs or not hasattr(self.model, "num_parameters"):
+            return 0
+        if self._counted is None or self._counted[0]() is not self.model:
+            self._counted = weakref.ref(self.model), self.model.num_parameters(exclude_embeddings=True)
+        return int(6 * inputs[name].numel() * self._counted[1])
 
     # ---- Log lines -------------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from transformers.trainer import SCHEDULER_NAME
 
 from morphing_trainer.checkpoint.torch_files import read_torch_file
 from morphing_trainer.engine import dressed, optimizer_names
-from morphing_trainer.layers.optimizing import OptimizingTrainer
+from morphing_trainer.layers.chunking import ChunkingTrainer
 from morphing_trainer.lineage import ModelSpec
 from morphing_trainer.run.applying import bare_optimizer
 from morphing_trainer.run.snapshot import Copier
@@ -49,7 +49,7 @@ class Share:
         write_pieces(checkpoint / FOLDER, self.rows, self.rank)
 
 
-class ShardingTrainer(OptimizingTrainer):
+class ShardingTrainer(ChunkingTrainer):
     """What `MorphingTrainer` does with sharded models: they are saved as whole ones, their optimizer in shards.
 
     A model that is not sharded is left to the layers below.

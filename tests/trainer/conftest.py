@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from morphing_trainer.run import reports
+from morphing_trainer.reporting import plots
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -25,4 +25,4 @@ def _no_picture(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
         pass
 
     if "picture" not in request.node.name:
-        monkeypatch.setattr(reports, "plot_losses", nothing)
+        monkeypatch.setattr(plots, "plot_losses", nothing)

@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import TrainerCallback
+import torch
+from transformers import Trainer, TrainerCallback
 
 from morphing_trainer import LoraArguments, MorphingTrainer, add_adapters
 from morphing_trainer.errors import ConfigError, ScheduleError
 from morphing_trainer.reporting.times import PARTS
 from morphing_trainer.run.history import read_history
 from morphing_trainer.run.journal import read_journal
-from tests.support import same, tiny_model, trainer, weights
+from tests.support import LENGTH, same, tiny_model, trainer, weights
 from tests.trainer.common import StopsAfter, applied, entry
 
 ON_RANK = [
@@ -218,3 +219,29 @@ def test_bad_values_are_refused(tmp_path: Path) -> None:
         trainer(tmp_path, analysis_evals=0)
     with pytest.raises(ConfigError, match="analysis_evals: counts evaluations"):
         trainer(tmp_path, analysis_evals=1, eval_strategy="no", eval_steps=None)
+
+
+class Counts(TrainerCallback):
+    """The inherited count of a step's floating-point operations, taken anew from the model of the moment."""
+
+    def __init__(self) -> None:
+        self.trainer: MorphingTrainer | None = None
+        self.total = 0.0
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        assert self.trainer is not None
+        tokens = torch.zeros(args.per_device_train_batch_size, LENGTH)
+        self.total += float(Trainer.floating_point_ops(self.trainer, {"input_ids": tokens}))
+
+
+def test_floating_point_operations_follow_every_change_of_the_model(tmp_path: Path) -> None:
+    names = [("stack_layers", 2), ("widen_mlp", 2), ("set_attn_lora_rank", 2), ("merge_lora_weights", None)]
+    schedule = [
+        {"name": name, "value": value, "when": {"at_step": 2 * number}} for number, (name, value) in enumerate(names, 1)
+    ]
+    counts = Counts()
+    run = trainer(tmp_path, schedule, callbacks=[counts])
+    counts.trainer = run
+    run.train()
+    assert len(run.session.state.executed) == len(names)  # type: ignore[union-attr]
+    assert run.state.total_flos == counts.total
