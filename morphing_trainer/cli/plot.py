@@ -14,7 +14,8 @@ from morphing_trainer.errors import ConfigError, MorphError
 from morphing_trainer.reporting.canvas import save
 from morphing_trainer.reporting.comparison import comparison_figure
 from morphing_trainer.reporting.course import course_figure
-from morphing_trainer.reporting.profile import profile_figure, timing_line
+from morphing_trainer.reporting.lines import timing_line
+from morphing_trainer.reporting.profile import profile_figure
 from morphing_trainer.reporting.run_data import AXES, RunData
 from morphing_trainer.run.folder import PLOTS
 from morphing_trainer.run.reading import read_runs

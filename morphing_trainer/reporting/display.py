@@ -32,7 +32,7 @@ from morphing_trainer.reporting.console import (
     shape_text,
 )
 from morphing_trainer.reporting.examples import Example, example_lines, example_panel
-from morphing_trainer.reporting.profile import analysis_line, timing_line
+from morphing_trainer.reporting.lines import analysis_line, timing_line
 from morphing_trainer.reporting.records import Phase, Record, Upcoming
 from morphing_trainer.reporting.undone import undone_lines
 

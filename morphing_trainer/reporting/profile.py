@@ -1,8 +1,8 @@
-"""Where the time of runs went: one bar per run; and the same as a line of text."""
+"""Where the time of runs went: one bar per run."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
@@ -22,39 +22,12 @@ from morphing_trainer.reporting.canvas import (
     title,
 )
 from morphing_trainer.reporting.console import duration
+from morphing_trainer.reporting.lines import percent
 from morphing_trainer.reporting.run_data import RunData
 from morphing_trainer.reporting.times import PARTS, shares
 
 _COLORS = dict(zip(PARTS, (BLUE, SKY, GREEN, ORANGE, RED, PINK, "#BBBBBB"), strict=True))
 _BAR = 0.42  # inches
-
-
-def timing_line(profile: Mapping[str, float]) -> str:
-    """`forward/backward 71 %, optimizer 12 %, ...`, largest first; empty before any time."""
-    found = sorted(shares(profile).items(), key=lambda item: -item[1])
-    return ", ".join(f"{part} {_percent(share)}" for part, share in found)
-
-
-def analysis_line(numbers: Mapping[str, float]) -> str:
-    """`analysis: rank share attn 82 %, mlp 90 %; ...; adapters use 43 % of their rank`; empty without such numbers."""
-    parts = []
-    for measure, words in (
-        ("rank_share", "rank share"),
-        ("drift_start", "drift"),
-        ("drift_operation", "since operation"),
-    ):
-        begin = f"analysis/{measure}_"
-        found = {key.removeprefix(begin): value for key, value in numbers.items() if key.startswith(begin)}
-        write = _percent if measure == "rank_share" else "{:.2g}".format
-        if found:
-            parts.append(f"{words} " + ", ".join(f"{name} {write(value)}" for name, value in found.items()))
-    if "analysis/rank_use" in numbers:
-        parts.append(f"adapters use {_percent(numbers['analysis/rank_use'])} of their rank")
-    return f"analysis: {'; '.join(parts)}" if parts else ""
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %" if share >= 0.0095 else "< 1 %"
 
 
 def profile_figure(runs: Sequence[RunData]) -> Figure:
@@ -71,7 +44,7 @@ def profile_figure(runs: Sequence[RunData]) -> Figure:
             axes.barh(lane, 100 * share, left=begin, height=0.72, color=_COLORS.get(part, DARK), edgecolor="white")
             if share >= 0.045:
                 color = "white" if part in ("forward/backward", "optimizer", "morphs") else "black"
-                axes.text(begin + 50 * share, lane, _percent(share), ha="center", va="center", fontsize=9, color=color)
+                axes.text(begin + 50 * share, lane, percent(share), ha="center", va="center", fontsize=9, color=color)
             begin += 100 * share
     axes.set_yticks(
         range(len(runs)), [f"{shorten(run.name, 26)} ({duration(sum(run.timing.values()))})" for run in runs]

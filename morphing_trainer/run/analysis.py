@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from morphing_trainer.lineage import ModelSpec
+from morphing_trainer.run.finite import all_finite
 
 KINDS = ("attn", "mlp", "wte", "wpe")
 """Components whose matrices are looked at, beside the adapters."""
@@ -63,7 +64,7 @@ def effective_rank(values: Tensor) -> float:
 def singular_values(weight: Tensor) -> Tensor:
     """(min(m, n),) of a matrix (m, n), in float32 at least; NaN throughout if it is not finite."""
     weight = _wide(weight.detach())
-    if not torch.isfinite(weight).all():
+    if not all_finite(weight):
         return weight.new_full((min(weight.shape),), math.nan)
     tall = weight if weight.shape[0] >= weight.shape[1] else weight.T
     # Of a vocabulary there is far more than there are directions: only its triangle is decomposed.
@@ -79,7 +80,7 @@ def product_values(a: Tensor, b: Tensor) -> Tensor:
         a: (r, in). b: (out, r).
     """
     a, b = _wide(a.detach()), _wide(b.detach())
-    if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
+    if not (all_finite(a) and all_finite(b)):
         return a.new_full((a.shape[0],), math.nan)
     left, right = torch.linalg.qr(b, mode="r").R, torch.linalg.qr(a.T, mode="r").R
     values: Tensor = torch.linalg.svdvals(left @ right.T)

@@ -17,6 +17,16 @@ def what(code: int) -> str:
     return " or ".join(words)
 
 
+def all_finite(tensor: torch.Tensor) -> bool:
+    """Whether no number of a tensor, a real one, is NaN or infinite; waits for its device.
+
+    NaN and infinity are among the least and the largest, which are found in one pass and without a copy;
+    `torch.isfinite` makes several tensors of this size.
+    """
+    tensor = tensor.detach()
+    return tensor.numel() == 0 or bool(torch.isfinite(torch.stack(torch.aminmax(tensor))).all())
+
+
 class Finite:
     """Looks at the losses and the gradient norm of every step.
 

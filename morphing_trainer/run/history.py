@@ -17,6 +17,8 @@ from morphing_trainer.errors import ConfigError
 
 Line = dict[str, Any]
 
+_STRICT = json.JSONEncoder(allow_nan=False).encode
+
 
 def write_whole(path: Path, text: str) -> None:
     """Write a file in one go: an older one is replaced by a whole one, or stays."""
@@ -31,13 +33,13 @@ def write_whole(path: Path, text: str) -> None:
 
 def begin_history(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     """Make the file hold exactly these lines."""
-    write_whole(path, "".join(json.dumps(plain(line)) + "\n" for line in lines))
+    write_whole(path, "".join(_text(line) for line in lines))
 
 
 def append_history(path: Path, line: Mapping[str, Any]) -> None:
     """Add one line. It is flushed, not synced: a crash may cost the last lines, which a resume rewrites."""
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(plain(line)) + "\n")
+        file.write(_text(line))
 
 
 def read_history(path: Path) -> list[Line]:
@@ -78,6 +80,14 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(entry) for entry in value]
     return value if value is None or isinstance(value, str | int | float | bool) else str(value)
+
+
+def _text(line: Mapping[str, Any]) -> str:
+    """A line as the file holds it. A long run resumes with tens of thousands, of which few need another form."""
+    try:
+        return _STRICT(line) + "\n"
+    except (TypeError, ValueError):
+        return json.dumps(plain(line)) + "\n"
 
 
 def _number(value: Any) -> Any:

@@ -11,7 +11,6 @@ from typing import Any
 from morphing_trainer.lineage import ModelSpec
 from morphing_trainer.reporting.journal import Change
 from morphing_trainer.reporting.log import close_run_log, open_run_log
-from morphing_trainer.reporting.plots import plot_losses
 from morphing_trainer.reporting.records import Record
 from morphing_trainer.run import journal
 from morphing_trainer.run.back import Return
@@ -117,8 +116,10 @@ class RunReports:
     def close(self, log_history: Sequence[Mapping[str, Any]]) -> None:
         try:
             if self._main:
+                from morphing_trainer.reporting.plots import plot_losses  # with matplotlib, which no run needs to begin
+
                 plot_losses(log_history, self.records, self._folder / PLOT)
-        except OSError as error:  # the run itself is over; its result must not be lost over a picture
+        except Exception as error:  # of any kind, want of memory included: a result must not be lost over a picture
             _log.warning("the picture %s could not be written: %s", self._folder / PLOT, error)
         finally:
             if self.write_report():

@@ -132,10 +132,11 @@ def main(descriptor: int) -> None:
     import torch
 
     import tests.hub.program  # noqa: F401
+    from morphing_trainer.reporting import plots
     from morphing_trainer.run import reports
 
     # Drawing takes longer than a run of these, and has tests of its own.
-    reports.plot_losses = reports.write_report = _nothing  # type: ignore
+    plots.plot_losses = reports.write_report = _nothing  # type: ignore
 
     torch.set_num_threads(1)
     _warm_up()

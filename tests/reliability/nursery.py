@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from morphing_trainer.run import reports
+from morphing_trainer.reporting import plots
 from tests.support import tiny_model, trainer
 from tests.trainer.common import entry
 from tests.trainer.program import server
@@ -30,7 +30,7 @@ def _nothing(*args: Any) -> None:
 def _warm_up() -> None:
     """Import what a run imports late, and keep the collector from looking through it at every morph."""
     torch.set_num_threads(1)
-    reports.plot_losses = _nothing  # drawing takes longer than a run, and has tests of its own
+    plots.plot_losses = _nothing  # type: ignore[assignment]  # drawing takes longer than a run, and has tests of its own
     with tempfile.TemporaryDirectory() as folder:
         options = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1, "eval_steps": 1, "disable_tqdm": True}
         trainer(Path(folder) / "run", [entry("stack_layers", 2, 1)], tiny_model(), **options).train()

@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 
 from morphing_trainer.errors import ConfigError
 from morphing_trainer.reporting.course import course_figure
-from morphing_trainer.reporting.profile import analysis_line, profile_figure, timing_line
+from morphing_trainer.reporting.lines import analysis_line, timing_line
+from morphing_trainer.reporting.profile import profile_figure
 from morphing_trainer.reporting.records import Record
 from morphing_trainer.reporting.run_data import AXES, RunData
 from tests.reporting.pictures import assert_readable, lines, run, words

@@ -181,3 +181,9 @@ def test_the_backend_of_the_application_is_left_alone(tmp_path: Path) -> None:
         "assert matplotlib.get_backend() == 'svg' and 'matplotlib.pyplot' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "x.png")], check=True, timeout=60)
+
+
+def test_a_run_begins_without_it() -> None:
+    """It takes about as long to import as all of this package, and draws when a run is over."""
+    code = "import sys, morphing_trainer.cli.train; sys.exit('matplotlib' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

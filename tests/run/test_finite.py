@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from morphing_trainer.run.finite import GRADIENT, LOSS, Finite, what
+from benchmarks.allocations import Meter
+from morphing_trainer.run.finite import GRADIENT, LOSS, Finite, all_finite, what
 
 CPU = torch.device("cpu")
 
@@ -51,3 +52,27 @@ def test_on_a_gpu_one_step_later() -> None:
     assert finite.step == 2
     assert finite.catch_up() == 0
     assert (finite.step, finite.is_behind) == (3, False)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_of_a_whole_tensor(kind: torch.dtype, value: float) -> None:
+    tensor = torch.randn(70, 50, generator=torch.Generator().manual_seed(0)).to(kind)
+    assert all_finite(tensor) and all_finite(tensor.T) and all_finite(tensor[:0]) and all_finite(tensor[0, 0])
+    tensor[33, 17] = value
+    assert not all_finite(tensor) and not all_finite(tensor.T) and not all_finite(tensor[33, 17])
+
+
+def test_large_numbers_are_finite() -> None:
+    """Their sum is not."""
+    assert all_finite(torch.full((1000,), 3e38))
+
+
+def test_looking_takes_no_memory() -> None:
+    """A tensor may be most of what fits into memory."""
+    tensor, meter = torch.zeros(1 << 20), Meter()
+    with meter.measuring():
+        meter.mark("begin")
+        assert all_finite(tensor)
+        meter.mark("looking")
+    assert meter.spans["looking"].peak < 1 << 16
