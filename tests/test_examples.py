@@ -24,7 +24,7 @@ from tests.support import tiny_config, tiny_model, trainer
 
 ROOT = Path(__file__).parent.parent
 SCHEDULES = sorted(path for path in (ROOT / "configs" / "schedules").iterdir())
-LAYERS = {"llama_pro.yaml": 12, "thaw.yaml": 12, "progressive_depth.yaml": 1}
+LAYERS = {"llama_pro.yaml": 12, "thaw.yaml": 12, "recommended.yaml": 1}
 """Depth of the model that a schedule is written for, where any will not do."""
 
 SETTINGS = Settings(1e-3, batch_size=8, grad_accum=1, warmup_steps=10, eval_iters=20, eval_interval=100)
@@ -110,8 +110,8 @@ def test_ranks_rise_on_demand(tmp_path: Path) -> None:
     assert "adapters use 0.8" in found[1][1] or "adapters use 0.9" in found[1][1]
 
 
-def test_progressive_depth_reaches_a_full_model() -> None:
-    path = ROOT / "configs" / "schedules" / "progressive_depth.yaml"
+def test_the_recommended_schedule_reaches_a_full_model() -> None:
+    path = ROOT / "configs" / "schedules" / "recommended.yaml"
     assert [phase.layers for phase in play(Schedule.load(path), spec_for(path), SETTINGS)] == [1, 12]
 
 
