@@ -37,6 +37,8 @@ docs: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks.throughput
+	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.start
 	$(BIN)/python -m benchmarks.morph_cost
 	$(BIN)/python -m benchmarks.lora_cost
 	$(BIN)/python -m benchmarks.data_feed

@@ -47,6 +47,7 @@ def train(
     for step in range(steps):
         if step == warm_up:
             _settle(device)
+            reset_peak()
             start = time.perf_counter()
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * (steps - step) / steps
@@ -66,3 +67,19 @@ def train(
 def _settle(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize()
+
+
+def reset_peak() -> None:
+    """From here on the most memory counts anew, on a GPU."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def allocated() -> int:
+    """Bytes of all tensors on the GPU."""
+    return torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
+
+
+def peak_above(held: int) -> int | None:
+    """The most bytes of tensors on the GPU since `reset_peak`, beyond the `held` that belong to others."""
+    return torch.cuda.max_memory_allocated() - held if torch.cuda.is_available() else None

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.flops import run_flops, training_flops
+from benchmarks.results import Table, add_keep, publish
 from morphing_trainer.cli.arguments import parse
 from morphing_trainer.cli.train import train
 from morphing_trainer.run.journal import effective, read_journal
@@ -55,23 +56,30 @@ def compare(seed: int, folder: Path, extra: list[str]) -> list[tuple[str, float,
     return rows
 
 
-def main() -> None:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44])
-    options, extra = parser.parse_known_args()
+    add_keep(parser)
+    return parser
+
+
+def main() -> None:
+    options, extra = parser().parse_known_args()
     results: dict[str, list[tuple[float, int, int]]] = {}
     for seed in options.seeds:
         with tempfile.TemporaryDirectory() as folder:
             for name, loss, flops, steps in compare(seed, Path(folder), extra):
                 results.setdefault(name, []).append((loss, flops, steps))
-    print(f"\n| run | final loss, mean of {len(options.seeds)} seeds | range | TFLOP | steps |")
-    print("|---|---|---|---|---|")
+    rows = []
     for name, runs in results.items():
         losses = [loss for loss, _, _ in runs]
         mean = f"{statistics.mean(losses):.3f}"
         tflops = statistics.mean(flops for _, flops, _ in runs) / 1e12
         steps = round(statistics.mean(steps for _, _, steps in runs))
-        print(f"| {name} | {mean} | {min(losses):.3f} to {max(losses):.3f} | {tflops:.2f} | {steps} |")
+        rows.append([name, mean, f"{min(losses):.3f} to {max(losses):.3f}", f"{tflops:.2f}", str(steps)])
+    told = f"Loss on the whole validation set after equal training FLOPs, {len(options.seeds)} seeds."
+    columns = ["run", f"final loss, mean of {len(options.seeds)} seeds", "range", "TFLOP", "steps"]
+    publish(Table(columns, rows, told), "benchmarks.controls", options.keep)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ import torch
 from transformers import TrainingArguments
 
 from benchmarks.data_corpus import paragraphs
+from benchmarks.results import Table, add_keep, publish
 from morphing_trainer.cli.arguments import parse
 from morphing_trainer.data.cursor import Batch, Cursor
 from morphing_trainer.data.feeding import segment_loader
@@ -38,15 +39,21 @@ DEMO = str(Path(__file__).parents[1] / "configs" / "demo.yaml")
 DOCUMENTS, PARAGRAPHS = 1500, 5
 
 
-def main() -> None:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2.0)
-    options = parser.parse_args()
+    parser.add_argument("--documents", type=int, default=DOCUMENTS)
+    add_keep(parser)
+    return parser
+
+
+def main() -> None:
+    options = parser().parse_args()
     torch.set_num_threads(1)
     demo = parse(["--config", DEMO])
     text = paragraphs()
-    documents = ["\n\n".join(islice(text, PARAGRAPHS)) for _ in range(DOCUMENTS)]
+    documents = ["\n\n".join(islice(text, PARAGRAPHS)) for _ in range(options.documents)]
     tokenizer = train_tokenizer(documents[:200], demo.model.vocab_size)
     block_size = demo.data.block_size or DEFAULT_BLOCK_SIZE
     model = new_model(scratch_config(demo.model, len(tokenizer), block_size, tokenizer.eos_token_id), seed=0)
@@ -57,8 +64,7 @@ def main() -> None:
         optimizer.step()
         optimizer.zero_grad()
 
-    print("| samples | loader | demo model, one core | ratio (median) | ratio (range) |")
-    print("|---|---|---|---|---|")
+    rows: list[list[str]] = []
     modes: tuple[Mode, ...] = ("packing", "continuation")
     with _own_cache():
         for mode in modes:
@@ -70,11 +76,11 @@ def main() -> None:
                 rates.append((fed, trained))
             ratios = [fed / trained for fed, trained in rates]
             fed, trained = (statistics.median(column) for column in zip(*rates, strict=True))
-            print(
-                f"| {mode} | {fed:,.0f} tokens/s | {trained:,.0f} tokens/s | {statistics.median(ratios):.0f} | "
-                f"{min(ratios):.0f} to {max(ratios):.0f} |",
-                flush=True,
-            )
+            speeds = [f"{fed:,.0f} tokens/s", f"{trained:,.0f} tokens/s"]
+            rows.append([mode, *speeds, f"{statistics.median(ratios):.0f}", f"{min(ratios):.0f} to {max(ratios):.0f}"])
+    columns = ["samples", "loader", "demo model, one core", "ratio (median)", "ratio (range)"]
+    told = "Tokens that the loader hands out, and that the demo's model trains on, both on one core; medians of "
+    publish(Table(columns, rows, f"{told}{options.rounds} rounds."), "benchmarks.data_feed", options.keep)
 
 
 @contextlib.contextmanager

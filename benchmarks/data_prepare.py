@@ -1,6 +1,6 @@
 """`morph data prepare` of a text file: seconds for each part, and the most memory that it and its workers ever held.
 
-    python -m benchmarks.data_prepare [--megabytes 1000] [--workers 1] [--mode packing] [--keep FOLDER]
+    python -m benchmarks.data_prepare [--megabytes 1000] [--workers 1] [--mode packing] [--folder FOLDER]
 
 The text is generated, one file of one document, and then prepared by a process of its own, whose memory, and that of
 its children, is looked at ten times a second. *Own* memory is what the machine must have; *resident* also counts pages
@@ -22,6 +22,7 @@ from typing import NamedTuple
 import psutil
 
 from benchmarks.data_corpus import write_corpus
+from benchmarks.results import Table, add_keep, publish
 
 
 class Measured(NamedTuple):
@@ -57,15 +58,20 @@ def _children(process: psutil.Process) -> list[psutil.Process]:
     return found
 
 
-def main() -> None:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--megabytes", type=float, default=1000)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--mode", default="packing", choices=["packing", "continuation"])
-    parser.add_argument("--keep", type=Path, help="folder to work in (default: a temporary one)")
-    options = parser.parse_args()
+    parser.add_argument("--folder", type=Path, help="folder to work in (default: a temporary one)")
+    add_keep(parser)
+    return parser
+
+
+def main() -> None:
+    options = parser().parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        folder = options.keep or Path(temporary)
+        folder = options.folder or Path(temporary)
         text = folder / f"corpus_{options.megabytes:g}.txt"
         if not text.exists():
             write_corpus(text, options.megabytes)
@@ -77,8 +83,7 @@ def main() -> None:
         }
         given = ["--train_file", str(text), "--sample_mode", options.mode]
         given += ["--preprocessing_num_workers", str(options.workers)]
-        print("| what | text | workers | seconds | MB/s | own memory, peak | resident, peak |")
-        print("|---|---|---|---|---|---|---|")
+        rows: list[list[str]] = []
         for number, what in enumerate((f"prepare, {options.mode}, tokenizer trained", "again, samples found made")):
             target = str(Path(temporary) / f"prepared{number}")
             command = [
@@ -92,11 +97,11 @@ def main() -> None:
                 *given,
             ]
             found = measure([*command, *given], environment)
-            print(
-                f"| {what} | {options.megabytes:,.0f} MB | {options.workers} | {found.seconds:.0f} | "
-                f"{options.megabytes / found.seconds:.1f} | {found.own:,.0f} MB | {found.resident:,.0f} MB |",
-                flush=True,
-            )
+            speeds = [f"{found.seconds:.0f} s", f"{options.megabytes / found.seconds:.1f}"]
+            rows.append([what, *speeds, f"{found.own:,.0f} MB", f"{found.resident:,.0f} MB"])
+    told = f"One file of {options.megabytes:,.0f} MB of text; processes that prepare: {options.workers}."
+    columns = ["what", "time", "MB/s", "own memory, peak", "resident, with mapped pages, peak"]
+    publish(Table(columns, rows, told), "benchmarks.data_prepare", options.keep)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from transformers import GPT2Config, Trainer, TrainingArguments
 
+from benchmarks.results import Table, add_keep, publish
 from benchmarks.throughput import LENGTH, VOCABULARY, WARM_UP, Stopwatch
 from morphing_trainer import MorphingConfig, MorphingTrainer
 from morphing_trainer.data.samples import Blocks, collate
@@ -78,7 +79,7 @@ def work(options: argparse.Namespace) -> None:
     """In a process that has been started: runs in turn, and their results into a file."""
     several = "WORLD_SIZE" in os.environ
     found = []
-    with contextlib.redirect_stdout(open(os.devnull, "w")):
+    with open(os.devnull, "w") as quiet, contextlib.redirect_stdout(quiet):
         for pair in range(options.pairs):
             kinds = ["Trainer", "MorphingTrainer"] if several else ["MorphingTrainer"]
             order = kinds if pair % 2 == 0 else kinds[::-1]
@@ -101,7 +102,7 @@ def started(launcher: list[str], threads: int, options: argparse.Namespace) -> l
         return found
 
 
-def main() -> None:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--pairs", type=int, default=3)
@@ -109,7 +110,12 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--hidden", type=int, default=128)
     parser.add_argument("--into", default="", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    add_keep(parser)
+    return parser
+
+
+def main() -> None:
+    options = parser().parse_args()
     if options.into:
         work(options)
         return
@@ -125,16 +131,18 @@ def main() -> None:
     for each in pairs:
         assert each["Trainer"]["losses"] == each["MorphingTrainer"]["losses"], "the loss curves differ"
     ratios = [each["MorphingTrainer"]["speed"] / each["Trainer"]["speed"] for each in pairs]
-    print(
-        "| model | Trainer, 2 processes | MorphingTrainer, 2 processes | ratio (median) | range | 1 process | to it |"
-    )
-    print("|---|---|---|---|---|---|---|")
-    print(
-        f"| {options.layers} x {options.hidden} | {_median(pairs, 'Trainer'):,.0f} tokens/s | "
-        f"{_median(pairs, 'MorphingTrainer'):,.0f} tokens/s | {statistics.median(ratios):.3f} | "
-        f"{min(ratios):.3f} to {max(ratios):.3f} | {statistics.median(alone):,.0f} tokens/s | "
-        f"{statistics.median(to_one):.2f} |"
-    )
+    columns = ["Trainer, 2 processes", "MorphingTrainer, 2 processes", "ratio (median)", "range", "1 process", "to it"]
+    row = [
+        f"{options.layers} x {options.hidden}",
+        *(f"{_median(pairs, kind):,.0f} tokens/s" for kind in ("Trainer", "MorphingTrainer")),
+        f"{statistics.median(ratios):.3f}",
+        f"{min(ratios):.3f} to {max(ratios):.3f}",
+        f"{statistics.median(alone):,.0f} tokens/s",
+        f"{statistics.median(to_one):.2f}",
+    ]
+    told = f"DDP with an empty schedule, {GLOBAL_BATCH} x {LENGTH} tokens a step over all processes; medians of "
+    told += f"{len(pairs)} pairs and {options.rounds} rounds; loss curves identical."
+    publish(Table(["model", *columns], [row], told), "benchmarks.ddp", options.keep)
 
 
 def _median(found: list[dict[str, Any]], kind: str) -> float:

@@ -15,6 +15,7 @@ import statistics
 from transformers import GPT2Config
 
 from benchmarks.morph_cost import starting_point, timed
+from benchmarks.results import Table, add_keep, publish
 from morphing_trainer import morph
 from morphing_trainer.engine import states_by_name
 from morphing_trainer.run.digest import digest, parts_of
@@ -22,11 +23,16 @@ from morphing_trainer.run.digest import digest, parts_of
 OPERATION = {"name": "stack_layers", "value": 2}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--small", action="store_true", help="a model of 0.1M parameters, to try it out")
-    options = parser.parse_args()
+    add_keep(parser)
+    return parser
+
+
+def main() -> None:
+    options = parser().parse_args()
     config = GPT2Config(n_layer=2, n_embd=32, n_head=2, vocab_size=512) if options.small else GPT2Config()
     model, optimizer = starting_point(config, [])
     morphs, digests, size = [], [], 0
@@ -41,10 +47,12 @@ def main() -> None:
             digests.append(hashed)
         del grown, states, parts
     morphed, hashed = statistics.median(morphs), statistics.median(digests)
-    print(
-        f"stack_layers 2: {morphed:.2f} s; digest of {size / 1e9:.2f} GB on {os.cpu_count()} cores: {hashed:.2f} s "
-        f"({size / 1e9 / hashed:.2f} GB/s), {hashed / morphed:.2f} of the morph"
-    )
+    row = ["`stack_layers` 2", f"{morphed:.2f} s", f"{size / 1e9:.2f} GB", f"{hashed:.2f} s"]
+    row += [f"{size / 1e9 / hashed:.2f} GB/s", f"{hashed / morphed:.2f}"]
+    told = f"{'A tiny GPT-2' if options.small else 'GPT-2 small'} with AdamW state, stacked to twice the depth in one "
+    told += f"process on {os.cpu_count()} cores; medians of {options.repeats}."
+    columns = ["operation", "morph", "held", "digest of it", "speed", "digest / morph"]
+    publish(Table(columns, [row], told), "benchmarks.digest_cost", options.keep)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from transformers import GPT2Config
 
+from benchmarks.results import Table, add_keep, publish
 from morphing_trainer import MorphingConfig, MorphingTrainer
 from morphing_trainer.data.samples import Blocks, collate
 from morphing_trainer.data.tokenizer import train_tokenizer
@@ -53,14 +54,19 @@ def evaluate(trainer: MorphingTrainer, metrics: list[str], example: bool) -> tup
     return clock() - start, loss
 
 
-def main() -> None:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--batches", type=int, default=50)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--hidden", type=int, default=128)
     parser.add_argument("--vocabulary", type=int, default=2048)
-    options = parser.parse_args()
+    add_keep(parser)
+    return parser
+
+
+def main() -> None:
+    options = parser().parse_args()
     tokenizer = train_tokenizer([words(20_000, 5_000)], min(options.vocabulary, 8192))
     config = GPT2Config(
         n_layer=options.layers,
@@ -91,7 +97,7 @@ def main() -> None:
             data_collator=collate,
             processing_class=tokenizer,
         )
-        with contextlib.redirect_stdout(open(os.devnull, "w")):
+        with open(os.devnull, "w") as quiet, contextlib.redirect_stdout(quiet):
             trainer.display.console.quiet = True
             for pair in range(options.pairs + 1):
                 order = list(KINDS) if pair % 2 == 0 else list(reversed(KINDS))
@@ -100,17 +106,16 @@ def main() -> None:
                 for kind, (seconds, _) in results.items():
                     times[kind] += [seconds] if pair else []  # the first round is a warm-up
     plain = times["loss alone"]
-    print(
-        f"{options.layers} x {options.hidden}, vocabulary {config.vocab_size:,}, {options.batches} batches of {BATCH}"
-    )
-    print("| evaluation | time (median) | ratio (median) | ratio (range) |")
-    print("|---|---|---|---|")
+    rows = []
     for kind, all_seconds in times.items():
         ratios = [ours / theirs for ours, theirs in zip(all_seconds, plain, strict=True)]
-        print(
-            f"| {kind} | {1000 * statistics.median(all_seconds):,.0f} ms | {statistics.median(ratios):.3f} | "
-            f"{min(ratios):.3f} to {max(ratios):.3f} |"
-        )
+        time_ = f"{1000 * statistics.median(all_seconds):,.0f} ms"
+        rows.append([kind, time_, f"{statistics.median(ratios):.3f}", f"{min(ratios):.3f} to {max(ratios):.3f}"])
+    told = f"{options.layers} x {options.hidden}, vocabulary {config.vocab_size:,}, {options.batches} batches of "
+    told += f"{BATCH} x {LENGTH} tokens; medians of {options.pairs} rounds, "
+    told += f"{'' if torch.cuda.is_available() else 'processor time, '}the losses identical."
+    columns = ["evaluation", "time (median)", "ratio (median)", "ratio (range)"]
+    publish(Table(columns, rows, told), "benchmarks.evaluation_cost", options.keep)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from torch.distributed.tensor import DTensor
 from transformers import GPT2Config
 
 from benchmarks.morph_cost import copies_of, reset_peak, resident, settle, timed
+from benchmarks.results import Table, add_keep, publish
 from morphing_trainer import MorphingConfig, MorphingTrainer
 from morphing_trainer.models import new_model
 from morphing_trainer.operations import ArchitectureOperation
@@ -161,14 +162,19 @@ def launched(way: str, processes: int, small: bool) -> list[dict[str, float]]:
     return rows
 
 
-def main() -> None:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--small", action="store_true", help="a tiny model, to try the benchmark out")
     parser.add_argument("--rank-of", choices=["ddp", "fsdp2"], help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    add_keep(parser)
+    return parser
+
+
+def main() -> None:
+    options = parser().parse_args()
     config = GPT2Config(n_layer=2, n_embd=64, n_head=2, vocab_size=512) if options.small else GPT2Config()
     config.bos_token_id = config.eos_token_id = config.vocab_size - 1
     if options.rank_of:
@@ -178,8 +184,7 @@ def main() -> None:
             sharded()
         rank_main(options.rank_of, config, options.folder)
         return
-    print("| way | operation | made | moved | morph | copying as much | peak | bound | peak / bound | full |")
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    table = []
     for way in ("ddp", "fsdp2"):
         runs = [launched(way, options.processes, options.small) for _ in range(options.repeats)]
         for number, operation in enumerate(OPERATIONS):
@@ -190,7 +195,12 @@ def main() -> None:
             cells += [f"{row[key]:.2f} s" for key in ("seconds", "copied")]
             cells += [f"{row[key] / 1e6:.0f} MB" for key in ("peak", "bound")]
             cells += [f"{row['peak'] / row['bound']:.2f}", f"{row['full'] / 1e6:.0f} MB"]
-            print(f"| {' | '.join(cells)} |", flush=True)
+            table.append(cells)
+    columns = ["way", "operation", "made", "moved", "morph", "copying as much", "peak", "bound", "peak / bound", "full"]
+    model = "A tiny GPT-2" if options.small else "GPT-2 small"
+    told = f"{model} with AdamW state on {options.processes} CPU processes over gloo; the slowest and the largest of "
+    told += f"them, medians of {options.repeats}."
+    publish(Table(columns, table, told), "benchmarks.morph_distributed", options.keep)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@
 A resume spans from the call of `train(resume)` to the beginning of the first step, less what a fresh start spends
 there (`train()` of a model of the same size, up to its first step). It finds the checkpoint, hashes every file of it,
 rebuilds the model, loads weights, optimizer, schedule and random states, and takes up the data where they stood.
+Each is timed in a process of its own, as it is in life: memory that a process has used before is cheaper to fill.
 
 Reading is `Path.read_bytes()` of every file, one after the other, until all of them are in memory, where a resume
 needs them too; "through a buffer" is reading them into one buffer of 4 MiB over and over, for comparison. In the row
@@ -19,21 +20,25 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import multiprocessing
 import os
 import statistics
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import GPT2Config, TrainerCallback
 
+from benchmarks.results import Table, add_keep, publish
 from morphing_trainer import MorphingConfig, MorphingTrainer
 from morphing_trainer.data.samples import Blocks, collate
 from morphing_trainer.models import new_model
 
 LENGTH = 16
+MEASUREMENTS = ("passing", "reading", "resume", "fresh")
 BUFFER = 4 << 20
 
 
@@ -108,13 +113,50 @@ def settle(files: list[Path], cold: bool) -> None:
         pass_through(files)
 
 
-def main() -> None:
+def in_new_process(what: str, run: Path, config: GPT2Config, cold: bool) -> float:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(measure, what, run, config, cold).result()
+
+
+def saved_files(run: Path) -> list[Path]:
+    return sorted(path for path in (run / "checkpoint-2").rglob("*") if path.is_file())
+
+
+def measure(what: str, run: Path, config: GPT2Config, cold: bool) -> float:
+    """Seconds of one measurement, in this process.
+
+    Args:
+        what: of `MEASUREMENTS`.
+        run: folder of a run whose checkpoint is resumed.
+    """
+    settle(saved_files(run), cold)
+    if what == "passing":
+        return pass_through(saved_files(run))
+    if what == "reading":
+        return read(saved_files(run))
+    folder = run if what == "resume" else run.with_name("fresh")
+    with open(os.devnull, "w") as quiet, contextlib.redirect_stdout(quiet):
+        return to_first_step(folder, config, samples(), resume=what == "resume")
+
+
+def samples() -> Blocks:
+    return Blocks(
+        torch.randint(100, (8, LENGTH), dtype=torch.int32, generator=torch.Generator().manual_seed(0)).numpy()
+    )
+
+
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--hidden", type=int, default=768)
     parser.add_argument("--vocabulary", type=int, default=50257)
-    options = parser.parse_args()
+    add_keep(parser)
+    return parser
+
+
+def main() -> None:
+    options = parser().parse_args()
     config = GPT2Config(
         n_layer=options.layers,
         n_embd=options.hidden,
@@ -123,39 +165,33 @@ def main() -> None:
         bos_token_id=0,
         eos_token_id=0,
     )
-    data = Blocks(torch.randint(100, (8, LENGTH), dtype=torch.int32).numpy())
-    rows: dict[bool, list[tuple[float, float, float, float]]] = {True: [], False: []}
-    with tempfile.TemporaryDirectory() as place, contextlib.redirect_stdout(open(os.devnull, "w")):
-        run, other = Path(place) / "run", Path(place) / "fresh"
-        trainer = make(run, new_model(copy.deepcopy(config), seed=0), data, [], steps=2)
-        trainer.train()
-        files = sorted(path for path in (run / "checkpoint-2").rglob("*") if path.is_file())
-        size = sum(path.stat().st_size for path in files)
+    rows: dict[bool, list[list[float]]] = {True: [], False: []}
+    with tempfile.TemporaryDirectory() as place:
+        run = Path(place) / "run"
+        with open(os.devnull, "w") as quiet, contextlib.redirect_stdout(quiet):
+            make(run, new_model(copy.deepcopy(config), seed=0), samples(), [], steps=2).train()
+        size = sum(path.stat().st_size for path in saved_files(run))
         for _ in range(options.rounds):
             for cold in (True, False):
-                settle(files, cold)
-                passing = pass_through(files)
-                settle(files, cold)
-                reading = read(files)
-                settle(files, cold)
-                resuming = to_first_step(run, config, data, resume=True)
-                rows[cold].append((passing, reading, resuming, to_first_step(other, config, data, resume=False)))
-    print(f"GPT-2 of {options.layers} x {options.hidden}: {size / 1e9:.2f} GB in {len(files)} files")
-    print(
-        "| files | through a buffer | reading | resume | fresh start | (resume - fresh) / reading | range | "
-        "of the fastest |"
-    )
-    print("|---|---|---|---|---|---|---|---|")
+                rows[cold].append([in_new_process(what, run, config, cold) for what in MEASUREMENTS])
+    table = []
     for cold, found in rows.items():
         ratios = [(resuming - fresh) / reading for _, reading, resuming, fresh in found]
         passing, reading, resuming, fresh = (statistics.median(column) for column in zip(*found, strict=True))
         fastest = [min(column) for column in zip(*found, strict=True)]
-        name = "cold" if cold else "warm"
-        print(
-            f"| {name} | {passing:.2f} s | {reading:.2f} s | {resuming:.2f} s | {fresh:.2f} s | "
-            f"{statistics.median(ratios):.2f} | {min(ratios):.2f} to {max(ratios):.2f} | "
-            f"{(fastest[2] - fastest[3]) / fastest[1]:.2f} |"
+        table.append(
+            [
+                "cold" if cold else "warm",
+                *(f"{seconds:.2f} s" for seconds in (passing, reading, resuming, fresh)),
+                f"{statistics.median(ratios):.2f}",
+                f"{min(ratios):.2f} to {max(ratios):.2f}",
+                f"{(fastest[2] - fastest[3]) / fastest[1]:.2f}",
+            ]
         )
+    columns = ["files", "through a buffer", "reading", "resume", "fresh start", "(resume - fresh) / reading", "range"]
+    told = f"GPT-2 of {options.layers} x {options.hidden}, a checkpoint of {size / 1e9:.2f} GB; medians of "
+    told += f"{options.rounds} rounds."
+    publish(Table([*columns, "of the fastest"], table, told), "benchmarks.resume_cost", options.keep)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ import torch
 from torch import nn
 from transformers import GPT2Config, TrainerCallback
 
+from benchmarks.results import Table, add_keep, publish
 from morphing_trainer import MorphingConfig, MorphingTrainer
 from morphing_trainer.data.samples import Blocks, collate
 from morphing_trainer.models import new_model
@@ -91,13 +92,18 @@ def run(folder: Path, model: nn.Module, data: Blocks, beside: bool) -> tuple[flo
     return trainer.stalls[0], steps, size
 
 
-def main() -> None:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--hidden", type=int, default=768)
     parser.add_argument("--vocabulary", type=int, default=50257)
-    options = parser.parse_args()
+    add_keep(parser)
+    return parser
+
+
+def main() -> None:
+    options = parser().parse_args()
     config = GPT2Config(
         n_layer=options.layers,
         n_embd=options.hidden,
@@ -109,7 +115,7 @@ def main() -> None:
     data = Blocks(torch.randint(100, (2 * STEPS, LENGTH), dtype=torch.int32).numpy())
     stalls: dict[bool, list[float]] = {True: [], False: []}
     slower: list[float] = []
-    with tempfile.TemporaryDirectory() as place, contextlib.redirect_stdout(open(os.devnull, "w")):
+    with tempfile.TemporaryDirectory() as place, open(os.devnull, "w") as quiet, contextlib.redirect_stdout(quiet):
         for number in range(options.rounds):
             for beside in (True, False) if number % 2 else (False, True):
                 stall, steps, size = run(Path(place) / "run", new_model(copy.deepcopy(config), seed=0), data, beside)
@@ -118,13 +124,17 @@ def main() -> None:
                     slower.append(statistics.median(steps.beside) / statistics.median(steps.alone))
     waiting, beside_ = (statistics.median(stalls[key]) for key in (False, True))
     ratios = [theirs / ours for ours, theirs in zip(stalls[True], stalls[False], strict=True)]
-    print("| model | checkpoint | stall, waiting | stall, async_save | ratio (median) | range | steps during a write |")
-    print("|---|---|---|---|---|---|---|")
-    print(
-        f"| {options.layers} x {options.hidden} | {size / 1e9:.2f} GB | {waiting:.2f} s | {beside_:.2f} s | "
-        f"{statistics.median(ratios):.1f} | {min(ratios):.1f} to {max(ratios):.1f} | "
-        f"{f'x {statistics.median(slower):.2f}' if slower else '-'} |"
-    )
+    columns = ["stall, waiting", "stall, async_save", "ratio (median)", "range", "steps during a write"]
+    row = [
+        f"{options.layers} x {options.hidden}",
+        f"{size / 1e9:.2f} GB",
+        *(f"{seconds:.2f} s" for seconds in (waiting, beside_)),
+        f"{statistics.median(ratios):.1f}",
+        f"{min(ratios):.1f} to {max(ratios):.1f}",
+        f"x {statistics.median(slower):.2f}" if slower else "-",
+    ]
+    told = f"How long training stands still for a checkpoint; medians of {options.rounds} rounds."
+    publish(Table(["model", "checkpoint", *columns], [row], told), "benchmarks.save_stall", options.keep)
 
 
 if __name__ == "__main__":

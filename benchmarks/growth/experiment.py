@@ -29,6 +29,8 @@ class Recipe(_Part):
     layers: int | None = None
     mlp: int | None = None
     steps: int | None = None
+    batch_size: int | None = None
+    learning_rate: float | None = None
 
 
 class Experiment(_Part):
@@ -55,6 +57,7 @@ class Variant:
         name: as tables show it.
         shape: that it begins with.
         steps: of the whole run.
+        batch_size, learning_rate: that it begins with.
         schedule: of operations.
         scratch: it is the target from the start.
     """
@@ -62,6 +65,8 @@ class Variant:
     name: str
     shape: Shape
     steps: int
+    batch_size: int
+    learning_rate: float
     schedule: list[dict[str, Any]]
     scratch: bool
 
@@ -84,12 +89,23 @@ def load(path: Path) -> Experiment:
 def variants(experiment: Experiment) -> Iterator[Variant]:
     """All that is trained: from scratch first, shortest first."""
     for steps in sorted(experiment.scratch):
-        yield Variant(f"scratch, {steps} steps", experiment.target, steps, [], scratch=True)
+        yield _variant(experiment, f"scratch, {steps} steps", Recipe(schedule=[], steps=steps), scratch=True)
     for name, recipe in experiment.recipes.items():
-        given = {field: value for field in ("layers", "mlp") if (value := getattr(recipe, field)) is not None}
-        steps = recipe.steps or experiment.steps
-        shape = experiment.target.model_copy(update=given)
-        yield Variant(name, shape, steps, [_placed(entry, steps) for entry in recipe.schedule], scratch=False)
+        yield _variant(experiment, name, recipe, scratch=False)
+
+
+def _variant(experiment: Experiment, name: str, recipe: Recipe, *, scratch: bool) -> Variant:
+    steps = recipe.steps or experiment.steps
+    sizes = recipe.model_dump(include={"layers", "mlp"}, exclude_none=True)
+    return Variant(
+        name=name,
+        shape=experiment.target.model_copy(update=sizes),
+        steps=steps,
+        batch_size=recipe.batch_size or experiment.batch_size,
+        learning_rate=recipe.learning_rate or experiment.learning_rate,
+        schedule=[_placed(entry, steps) for entry in recipe.schedule],
+        scratch=scratch,
+    )
 
 
 def _placed(entry: Mapping[str, Any], steps: int) -> dict[str, Any]:

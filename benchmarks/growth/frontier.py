@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from math import exp, log
+from math import exp, inf, log
 from typing import Any
 
 
 @dataclass(frozen=True)
 class Frontier:
-    """Runs from scratch of one seed: (FLOPs, final loss), with more FLOPs a lower loss.
+    """Runs from scratch of one seed: (FLOPs, final loss), with more FLOPs a lower loss; or seconds instead of FLOPs.
 
     Between two runs the loss is taken to fall linearly with the logarithm of the FLOPs. Outside of them nothing is
-    said.
+    said but on which side.
     """
 
     points: tuple[tuple[float, float], ...]
@@ -42,37 +43,59 @@ class Frontier:
                 return exp(log(less) + share * (log(more) - log(less)))
         return None
 
+    def enclosed(self, loss: float) -> tuple[float, float]:
+        """FLOPs between which training from scratch comes to `loss`: twice the same, or from or up to an end of it."""
+        cost = self.cost(loss)
+        if cost is not None:
+            return cost, cost
+        return (self.points[-1][0], inf) if loss < self.points[-1][1] else (0.0, self.points[0][0])
+
 
 @dataclass(frozen=True)
 class Saving:
-    """What a recipe has come to.
+    """What a recipe has come to, in each of its seeds.
 
     Attributes:
-        losses, flops: of each seed.
-        ratios: FLOPs from scratch over those of the recipe, at its own final loss, of the seeds for which that is
-            known.
+        losses: final ones.
+        costs: FLOPs, or whatever `savings` was asked for.
+        bounds: between which the cost from scratch over that of the recipe lies, at its own final loss: twice the same
+            number where two runs from scratch enclose that loss, (0, inf) for a seed that has no frontier.
     """
 
     name: str
+    seeds: tuple[int, ...]
     losses: tuple[float, ...]
-    flops: tuple[float, ...]
-    ratios: tuple[float, ...]
+    costs: tuple[float, ...]
+    bounds: tuple[tuple[float, float], ...]
+
+    @property
+    def ratios(self) -> tuple[float, ...]:
+        """Of the seeds for which it is known exactly."""
+        return tuple(least for least, most in self.bounds if least == most)
 
 
-def savings(results: Sequence[Mapping[str, Any]]) -> list[Saving]:
-    """Every recipe against the frontier of its own seed, in the order in which they come."""
-    frontiers = {
-        seed: Frontier.of([(r["flops"], r["loss"]) for r in results if r["scratch"] and r["seed"] == seed])
-        for seed in sorted({r["seed"] for r in results})
-    }
+def savings(results: Sequence[Mapping[str, Any]], cost: str = "flops") -> list[Saving]:
+    """Every recipe against the frontier of its own seed, in the order in which they come.
+
+    Args:
+        cost: key of what is spent: "flops", or "seconds".
+    """
+    frontiers: dict[int, Frontier] = {}
+    for seed in sorted({result["seed"] for result in results}):
+        with contextlib.suppress(ValueError):  # too few runs from scratch yet
+            scratch = [(r[cost], r["loss"]) for r in results if r["scratch"] and r["seed"] == seed]
+            frontiers[seed] = Frontier.of(scratch)
     found: dict[str, list[Mapping[str, Any]]] = {}
     for result in results:
         if not result["scratch"]:
             found.setdefault(result["name"], []).append(result)
     savings = []
     for name, runs in found.items():
-        costs = [(frontiers[run["seed"]].cost(run["loss"]), run["flops"]) for run in runs]
-        ratios = tuple(cost / flops for cost, flops in costs if cost is not None)
-        losses = tuple(run["loss"] for run in runs)
-        savings.append(Saving(name, losses, tuple(run["flops"] for run in runs), ratios))
+        bounds = []
+        for run in runs:
+            frontier = frontiers.get(run["seed"])
+            least, most = frontier.enclosed(run["loss"]) if frontier else (0.0, inf)
+            bounds.append((least / run[cost], most / run[cost]))
+        seeds, losses, costs = (tuple(run[key] for run in runs) for key in ("seed", "loss", cost))
+        savings.append(Saving(name, seeds, losses, costs, tuple(bounds)))
     return savings

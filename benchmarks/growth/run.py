@@ -4,12 +4,15 @@
 
 Each run leaves its losses and floating-point operations in benchmarks/growth/results/EXPERIMENT/NAME-SEED.json;
 `python -m benchmarks.growth.page` makes tables and pictures of them. FLOPs are those of forward and backward passes as
-torch's counter counts them, embeddings and head included, phase by phase.
+torch's counter counts them, embeddings and head included, phase by phase. Seconds are processor time of the training
+steps, which other work on the machine changes less than time on the clock. Started several times, it trains as many
+runs side by side (with OMP_NUM_THREADS=1, one on each core).
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -17,10 +20,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from transformers import GPT2Config
 
 from benchmarks.flops import run_flops
 from benchmarks.growth.experiment import Experiment, Variant, load, variants
+from benchmarks.growth.meter import Meter
 from morphing_trainer import MorphingConfig, MorphingTrainer
 from morphing_trainer.data.samples import Blocks, collate
 from morphing_trainer.models import new_model
@@ -30,7 +35,7 @@ from morphing_trainer.run.contestants import contestants
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 HELD_OUT = 0.1
-EVALUATIONS = 30
+EVALUATIONS = 20
 
 
 def data_of(text: str, block_size: int) -> tuple[Blocks, Blocks, int]:
@@ -64,21 +69,22 @@ def train(experiment: Experiment, variant: Variant, seed: int, text: str, folder
         eos_token_id=None,
     )
     decay = round(experiment.decay_share * variant.steps)
+    meter = Meter(folder / "seconds.json")
     trainer = MorphingTrainer(
         new_model(config, seed=seed),
         MorphingConfig(
             str(folder),
             seed=seed,
             max_steps=variant.steps,
-            per_device_train_batch_size=experiment.batch_size,
+            per_device_train_batch_size=variant.batch_size,
             per_device_eval_batch_size=4 * experiment.batch_size,
-            learning_rate=experiment.learning_rate,
+            learning_rate=variant.learning_rate,
             warmup_steps=experiment.warmup_steps,
             lr_scheduler_type="warmup_stable_decay",
             lr_scheduler_kwargs={"num_decay_steps": decay},
             eval_strategy="steps",
             eval_steps=max(1, variant.steps // EVALUATIONS),
-            eval_iters=10,
+            eval_iters=5,
             logging_steps=max(1, variant.steps // EVALUATIONS),
             save_strategy="steps",
             save_steps=max(100, variant.steps // 5),
@@ -90,6 +96,7 @@ def train(experiment: Experiment, variant: Variant, seed: int, text: str, folder
         eval_dataset=validation,
         data_collator=collate,
         schedule=variant.schedule,
+        callbacks=[meter],
     )
     trainer.train("auto")
     trainer.args.eval_iters = None
@@ -101,16 +108,19 @@ def train(experiment: Experiment, variant: Variant, seed: int, text: str, folder
         "steps": variant.steps,
         "loss": round(loss, 5),
         "flops": run_flops(folder, experiment.block_size),
-        **course(folder),
+        "seconds": round(meter.seconds[variant.steps], 1),
+        "curve": curve(folder, meter),
     }
 
 
-def course(folder: Path) -> dict[str, Any]:
-    """Seconds of training, and (FLOPs, evaluation loss) of every evaluation, on a part of the validation text."""
+def curve(folder: Path, meter: Meter) -> list[list[float]]:
+    """[FLOPs, seconds, loss] of every evaluation, on a part of the validation text."""
     (run,), _, _ = contestants([str(folder)], flops=True)
-    points = run.points("eval_loss", AXES["flops"])
-    seconds = max(float(line.get("seconds", 0.0)) for line in run.lines)
-    return {"seconds": round(seconds, 1), "curve": [[float(f"{x:.4e}"), round(y, 4)] for x, y in points]}
+    losses, steps = run.points("eval_loss", AXES["flops"]), run.points("eval_loss", AXES["steps"])
+    return [
+        [float(f"{flops:.4e}"), round(meter.seconds[round(step)], 1), round(loss, 4)]
+        for (flops, loss), (step, _) in zip(losses, steps, strict=True)
+    ]
 
 
 def main() -> None:
@@ -132,10 +142,13 @@ def main() -> None:
             path = results / f"{variant.file}-{seed}.json"
             if options.only not in variant.name or path.exists():
                 continue
-            found = train(experiment, variant, seed, text, options.runs / experiment.name / path.stem)
-            path.write_text(json.dumps(found) + "\n", encoding="utf-8")
-            spent = found["flops"] / 1e12
-            print(f"{variant.name}, seed {seed}: loss {found['loss']:.4f}, {spent:.2f} TFLOP", flush=True)
+            folder = options.runs / experiment.name / path.stem
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(Timeout), FileLock(f"{folder}.lock", timeout=0):  # else another one trains it
+                found = train(experiment, variant, seed, text, folder)
+                path.write_text(json.dumps(found) + "\n", encoding="utf-8")
+                spent = found["flops"] / 1e12
+                print(f"{variant.name}, seed {seed}: loss {found['loss']:.4f}, {spent:.2f} TFLOP", flush=True)
 
 
 if __name__ == "__main__":

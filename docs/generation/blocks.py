@@ -19,6 +19,9 @@ from pathlib import Path
 
 MARKS = ("saved as", "same as", "run with", "not run", "exit code", "output")
 
+FILLED = ("table", "growth")
+"""Comments that are no marks: between them and an end, benchmarks.tables and benchmarks.growth.page write."""
+
 _FENCE = re.compile(r"^( *)(`{3,})([^`]*)$")
 _MARK = re.compile(r"^<!-- ([a-z ]+?)(?:: (.*?))? -->$")
 
@@ -85,7 +88,9 @@ def _blocks(page: str, lines: list[str]) -> Iterator[Block]:
             number += 1
             yield Block(page, start, language.strip(), "".join(f"{each}\n" for each in body), marks)
             marks = {}
-        elif (mark := _MARK.match(line.strip())) and (mark[1] in MARKS or mark[2] is not None):
+        elif (mark := _MARK.match(line.strip())) and (
+            mark[1] in MARKS or (mark[2] is not None and mark[1] not in FILLED)
+        ):
             if mark[1] not in MARKS:
                 raise BlockError(f"{page}:{number}: {mark[1]!r} is no mark; there are {', '.join(MARKS)}")
             marks = {**marks, mark[1]: mark[2] or ""}

@@ -117,3 +117,9 @@ assert (y, name) == (2, "part")
 def test_marks_that_would_be_passed_over_are_errors(text: str, told: str) -> None:
     with pytest.raises(BlockError, match=told):
         blocks_of("page.md", text)
+
+
+def test_comments_around_what_is_filled_in_are_no_marks() -> None:
+    text = "<!-- table: x -->\n| a |\n<!-- end of table -->\n<!-- growth: small best -->\nText.\n<!-- end -->\n"
+    (block,) = blocks_of("page.md", f"{text}```sh\nmorph ops\n```")
+    assert block.marks == {}

@@ -1,0 +1,119 @@
+"""Tables of figures that are kept, with the command that made them and a mark of the code behind it.
+
+A benchmark builds a `Table` and calls `publish`; with `--keep NAME` it is written to benchmarks/results/NAME.json, from
+where `python -m benchmarks.tables` puts it into the docs. Its options are those of its function `parser()`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import hashlib
+import json
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+KEPT = Path(__file__).parent / "results"
+LIBRARIES = ("torch", "transformers", "accelerate", "peft")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Figures as they are shown.
+
+    Attributes:
+        columns: their titles.
+        rows: their cells, formatted.
+        told: one sentence on what was measured, and how.
+    """
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    told: str
+
+    def markdown(self) -> str:
+        lines = [self.columns, ["---"] * len(self.columns), *self.rows]
+        return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A table, and where it comes from.
+
+    Attributes:
+        command: that makes it again, to be run from the root of the repository.
+        made_by: `mark` of the module behind the command, when it was measured.
+        device: that it was measured on.
+        versions: of the libraries.
+    """
+
+    table: Table
+    command: str
+    made_by: str
+    device: str
+    versions: dict[str, str]
+
+    @property
+    def module(self) -> str:
+        """Name of the module that the command runs."""
+        words = shlex.split(self.command)
+        return words[words.index("-m") + 1]
+
+    @classmethod
+    def load(cls, path: Path) -> Kept:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        return cls(**{**data, "table": Table(**data["table"])})
+
+
+def add_keep(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--keep", metavar="NAME", help="keep the table as benchmarks/results/NAME.json, for the docs")
+
+
+def publish(table: Table, module: str, keep: str | None) -> None:
+    """Print a table; keep it, if that is asked for.
+
+    Args:
+        module: that measured it, such as "benchmarks.throughput".
+        keep: name of the table; None to print only.
+    """
+    print(f"{table.told}\n\n{table.markdown()}")
+    if keep is None:
+        return
+    arguments = [word for word in sys.argv[1:] if word not in ("--keep", keep) and word != f"--keep={keep}"]
+    kept = Kept(
+        table,
+        shlex.join(["python", "-m", module, *arguments]),
+        mark(module),
+        device(),
+        {name: version(name) for name in LIBRARIES},
+    )
+    KEPT.mkdir(exist_ok=True)
+    path = KEPT / f"{keep}.json"
+    path.write_text(json.dumps(asdict(kept), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(f"\nkept in {path}; python -m benchmarks.tables puts it into the docs")
+
+
+def mark(module: str) -> str:
+    """Digest of a module's code: another one if what it does may have changed, the same for comments and docstrings."""
+    path = Path(__file__).parent.parent.joinpath(*module.split(".")).with_suffix(".py")
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]
+
+
+def device() -> str:
+    """What this is measured on: the GPU, or how many cores of a CPU."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{cores} CPU cores, {platform.machine()}"

@@ -1,0 +1,65 @@
+"""Put the kept tables into the docs, between `<!-- table: NAME -->` and `<!-- end of table -->`.
+
+python -m benchmarks.tables [--check]
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+from benchmarks.results import KEPT, Kept, mark
+
+ROOT = Path(__file__).parent.parent
+_BLOCK = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+
+
+def pages() -> list[Path]:
+    """Where tables can be."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def filled(text: str, kept: Path = KEPT) -> str:
+    """A page with its tables as they are kept.
+
+    Raises:
+        FileNotFoundError: if it asks for a table that is not kept.
+    """
+    return _BLOCK.sub(lambda block: block[1] + shown(Kept.load(kept / f"{block['name']}.json")) + block[3], text)
+
+
+def asked_for(text: str) -> list[str]:
+    """Names of the tables on a page."""
+    return [block["name"] for block in _BLOCK.finditer(text)]
+
+
+def shown(kept: Kept) -> str:
+    """A table as a page shows it: what it tells, the figures, where they come from."""
+    versions = ", ".join(f"{name} {number}" for name, number in kept.versions.items())
+    return f"\n{kept.table.told}\n\n{kept.table.markdown()}\n\n`{kept.command}` ({kept.device}; {versions})\n\n"
+
+
+def outdated(kept: Path = KEPT) -> list[str]:
+    """Names of kept tables whose benchmark has changed since."""
+    found = {path.stem: Kept.load(path) for path in sorted(kept.glob("*.json"))}
+    return [name for name, entry in found.items() if mark(entry.module) != entry.made_by]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--check", action="store_true", help="change nothing; fail if a page is not as it would be")
+    options = parser.parse_args()
+    changed = [path for path in pages() if filled(text := path.read_text(encoding="utf-8")) != text]
+    for path in changed:
+        if not options.check:
+            path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")
+        print(f"{path.relative_to(ROOT)}: {'differs from what is kept' if options.check else 'written'}")
+    for name in outdated():
+        print(f"{name}: its benchmark has changed since; measure again")
+    sys.exit(1 if options.check and (changed or outdated()) else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""Figures in the docs are those that were measured, by the code as it is, with commands that exist."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import results, tables
+from benchmarks.results import KEPT, Kept, Table, add_keep, mark, publish
+
+NAMES = [path.stem for path in sorted(KEPT.glob("*.json"))]
+TABLE = Table(["model", "ratio"], [["4 x 128", "1.01"], ["6 x 384", "1.00"]], "Two rows.")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_kept_table(name: str) -> None:
+    kept = Kept.load(KEPT / f"{name}.json")
+    assert kept.table.rows
+    assert all(len(row) == len(kept.table.columns) for row in kept.table.rows)
+    assert mark(kept.module) == kept.made_by, f"{kept.module} has changed; measure again: {kept.command} --keep {name}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_command_of_a_kept_table_exists(name: str) -> None:
+    kept = Kept.load(KEPT / f"{name}.json")
+    python, _, module, *words = shlex.split(kept.command)
+    assert python == "python"
+    importlib.import_module(module).parser().parse_args(words)
+
+
+def test_every_table_in_the_docs_is_kept_and_every_kept_one_is_in_the_docs() -> None:
+    shown = [name for path in tables.pages() for name in tables.asked_for(path.read_text(encoding="utf-8"))]
+    assert sorted(set(shown)) == NAMES
+
+
+def test_the_docs_hold_what_is_kept() -> None:
+    for path in tables.pages():
+        text = path.read_text(encoding="utf-8")
+        assert tables.filled(text) == text, f"{path}: run python -m benchmarks.tables"
+
+
+def test_keeping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(results, "KEPT", tmp_path)
+    monkeypatch.setattr("sys.argv", ["x", "--size", "4x128", "--keep", "speed"])
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--size")
+    add_keep(parser)
+    publish(TABLE, "benchmarks.throughput", parser.parse_args().keep)
+    assert "| 4 x 128 | 1.01 |" in capsys.readouterr().out
+    kept = Kept.load(tmp_path / "speed.json")
+    assert kept.table.markdown() == TABLE.markdown()
+    assert kept.command == "python -m benchmarks.throughput --size 4x128"
+    page = "a\n<!-- table: speed -->\nold\n<!-- end of table -->\nb"
+    filled = tables.filled(page, tmp_path)
+    assert (
+        "| 4 x 128 | 1.01 |" in filled and "old" not in filled and filled.startswith("a\n") and filled.endswith("\nb")
+    )
+    assert tables.filled(filled, tmp_path) == filled
+    assert tables.outdated(tmp_path) == []
+    data = json.loads((tmp_path / "speed.json").read_text())
+    (tmp_path / "speed.json").write_text(json.dumps({**data, "made_by": "0" * 16}))
+    assert tables.outdated(tmp_path) == ["speed"]
+
+
+def test_nothing_is_kept_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results, "KEPT", tmp_path)
+    publish(TABLE, "benchmarks.throughput", None)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_mark_is_of_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results, "__file__", str(tmp_path / "benchmarks" / "results.py"))
+    (tmp_path / "a").mkdir()
+
+    def of(text: str) -> str:
+        (tmp_path / "a" / "b.py").write_text(text)
+        return mark("a.b")
+
+    begun = of('"""One."""\ndef f():\n    """Two."""\n    return 1\n')
+    assert of('"""Other."""\n\n\ndef f():  # why\n    """Words."""\n    return 1\n') == begun
+    assert of('"""One."""\ndef f():\n    """Two."""\n    return 2\n') != begun
+
+
+def test_the_command_tells_of_what_differs() -> None:
+    found = subprocess.run([sys.executable, "-m", "benchmarks.tables", "--check"], capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout + found.stderr
