@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -163,7 +164,7 @@ REFUSED = {
         type("Plateau", (AtEpoch,), {"kind": "plateau", "__doc__": "Flat.", "__module__": __name__}),
         "'plateau' is taken",
     ),
-    "a family that is there": (GPT2.__class__(**{**vars(GPT2), "model_class": "Other"}), "'gpt2' is taken"),
+    "a family that is there": (replace(GPT2, model_class="Other"), "'gpt2' is taken"),
 }
 
 
