@@ -91,7 +91,7 @@ def publish(table: Table, module: str, keep: str | None) -> None:
         shlex.join(["python", "-m", module, *arguments]),
         mark(module),
         device(),
-        {name: version(name) for name in LIBRARIES},
+        versions(),
     )
     KEPT.mkdir(exist_ok=True)
     path = KEPT / f"{keep}.json"
@@ -107,6 +107,11 @@ def mark(module: str) -> str:
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
             node.body = node.body[1:]
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]
+
+
+def versions() -> dict[str, str]:
+    """Of the libraries that figures depend on."""
+    return {name: version(name) for name in LIBRARIES}
 
 
 def device() -> str:

@@ -94,6 +94,15 @@ def variants(experiment: Experiment) -> Iterator[Variant]:
         yield _variant(experiment, name, recipe, scratch=False)
 
 
+def described(experiment: Experiment, variant: Variant) -> dict[str, Any]:
+    """All that decides what comes out of a run, but for the seed, the text and the code."""
+    shared = experiment.model_dump(include={"block_size", "warmup_steps", "decay_share"})
+    own = {
+        key: getattr(variant, key) for key in ("name", "scratch", "steps", "batch_size", "learning_rate", "schedule")
+    }
+    return {**own, "begins": variant.shape.model_dump(), **shared}
+
+
 def _variant(experiment: Experiment, name: str, recipe: Recipe, *, scratch: bool) -> Variant:
     steps = recipe.steps or experiment.steps
     sizes = recipe.model_dump(include={"layers", "mlp"}, exclude_none=True)
@@ -103,14 +112,6 @@ def _variant(experiment: Experiment, name: str, recipe: Recipe, *, scratch: bool
         steps=steps,
         batch_size=recipe.batch_size or experiment.batch_size,
         learning_rate=recipe.learning_rate or experiment.learning_rate,
-        schedule=[_placed(entry, steps) for entry in recipe.schedule],
+        schedule=recipe.schedule,
         scratch=scratch,
     )
-
-
-def _placed(entry: Mapping[str, Any], steps: int) -> dict[str, Any]:
-    """An entry whose share of the run, `at`, is an optimizer step."""
-    placed = {key: value for key, value in entry.items() if key != "at"}
-    if "at" in entry:
-        placed["when"] = {"at_step": round(entry["at"] * steps)}
-    return placed

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from benchmarks.growth.experiment import Experiment, load, variants
+from benchmarks.growth.experiment import Experiment, described, load, variants
 from benchmarks.growth.frontier import Saving, savings
 
 SEEDS = 3
@@ -77,10 +77,12 @@ def read(file: Path, results: Path) -> Trained:
         results: folder of which each experiment has a folder.
 
     Raises:
-        ValueError: if a result is not of the run that its file names, as after a change of the experiment.
+        ValueError: if a result is not of the run that its file names, as after a change of the experiment, or if
+            results are of several texts.
     """
     experiment = load(file)
     found: list[dict[str, Any]] = []
+    text: Mapping[str, Any] | None = None
     missing: dict[str, list[int]] = {}
     for variant in variants(experiment):
         for seed in experiment.seeds:
@@ -88,12 +90,28 @@ def read(file: Path, results: Path) -> Trained:
             if not path.exists():
                 missing.setdefault(variant.name, []).append(seed)
                 continue
-            result = json.loads(path.read_text(encoding="utf-8"))
-            told = {"name": variant.name, "scratch": variant.scratch, "seed": seed, "steps": variant.steps}
-            if other := {key: result[key] for key in told if result[key] != told[key]}:
-                raise ValueError(f"{path}: has {other}, where {file} says otherwise; remove it and train it again")
+            result = read_result(path, {**described(experiment, variant), "seed": seed, "text": text})
+            text = result["text"]
             found.append(result)
     return Trained(experiment, groups_of(file.read_text(encoding="utf-8")), found, missing)
+
+
+def read_result(path: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
+    """What came out of a run.
+
+    Args:
+        expected: what the run is to have been of; None where anything will do.
+
+    Raises:
+        ValueError: if it was of something else.
+    """
+    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    other = {key: result.get(key) for key, value in expected.items() if value is not None and result.get(key) != value}
+    if other:
+        raise ValueError(
+            f"{path}: is of a run with {other}, which is not what is asked for; remove it, and train it again"
+        )
+    return result
 
 
 def groups_of(text: str) -> dict[str, list[str]]:

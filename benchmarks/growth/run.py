@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import json
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -24,8 +25,10 @@ from filelock import FileLock, Timeout
 from transformers import GPT2Config
 
 from benchmarks.flops import run_flops
-from benchmarks.growth.experiment import Experiment, Variant, load, variants
+from benchmarks.growth.experiment import Experiment, Variant, described, load, variants
 from benchmarks.growth.meter import Meter
+from benchmarks.growth.reading import read_result
+from benchmarks.results import versions
 from morphing_trainer import MorphingConfig, MorphingTrainer
 from morphing_trainer.data.samples import Blocks, collate
 from morphing_trainer.models import new_model
@@ -102,15 +105,20 @@ def train(experiment: Experiment, variant: Variant, seed: int, text: str, folder
     trainer.args.eval_iters = None
     loss = float(trainer.evaluate()["eval_loss"])
     return {
-        "name": variant.name,
-        "scratch": variant.scratch,
+        **described(experiment, variant),
         "seed": seed,
-        "steps": variant.steps,
+        "versions": versions(),
         "loss": round(loss, 5),
         "flops": run_flops(folder, experiment.block_size),
         "seconds": round(meter.seconds[variant.steps], 1),
         "curve": curve(folder, meter),
     }
+
+
+def told(file: Path | None, text: str) -> dict[str, Any]:
+    """What tells one text from another."""
+    name = file.name if file else "Python's language reference"
+    return {"name": name, "characters": len(text), "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
 def curve(folder: Path, meter: Meter) -> list[list[float]]:
@@ -135,17 +143,21 @@ def main() -> None:
     text = (
         options.text.read_text(encoding="utf-8") if options.text else "\n".join(topics[name] for name in sorted(topics))
     )
+    facts = told(options.text, text)
     results = RESULTS / experiment.name
     results.mkdir(parents=True, exist_ok=True)
     for seed in options.seeds or experiment.seeds:
         for variant in variants(experiment):
             path = results / f"{variant.file}-{seed}.json"
-            if options.only not in variant.name or path.exists():
+            if options.only not in variant.name:
+                continue
+            if path.exists():
+                read_result(path, {**described(experiment, variant), "seed": seed, "text": facts})
                 continue
             folder = options.runs / experiment.name / path.stem
             folder.parent.mkdir(parents=True, exist_ok=True)
             with contextlib.suppress(Timeout), FileLock(f"{folder}.lock", timeout=0):  # else another one trains it
-                found = train(experiment, variant, seed, text, folder)
+                found = {**train(experiment, variant, seed, text, folder), "text": facts}
                 path.write_text(json.dumps(found) + "\n", encoding="utf-8")
                 spent = found["flops"] / 1e12
                 print(f"{variant.name}, seed {seed}: loss {found['loss']:.4f}, {spent:.2f} TFLOP", flush=True)

@@ -26,7 +26,9 @@ def missing(trained: Trained) -> str:
 def setup(trained: Trained) -> str:
     """What all runs have in common."""
     it: Experiment = trained.experiment
+    text = trained.results[0]["text"] if trained.results else {"name": "any", "characters": 0}
     rows = [
+        ["text", f"{text['name']}, {text['characters']:,} characters, each a token"],
         ["target", f"GPT-2 of {it.target.layers} blocks, {it.target.hidden} wide, {it.target.heads} heads, "
          f"MLP {it.target.mlp}"],
         ["a step", f"{it.batch_size} samples of {it.block_size} tokens"],

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from benchmarks.growth import run
 from benchmarks.growth.experiment import load, variants
 from benchmarks.growth.frontier import Frontier, savings
+from benchmarks.growth.meter import Meter
+from morphing_trainer.run.signals import RunInterrupted
 
 SMALL = Path(run.HERE) / "small.yaml"
 
@@ -53,20 +58,47 @@ def test_recipes_end_at_the_target() -> None:
             layers *= entry["value"] if entry["name"] == "stack_layers" else 1
             mlp *= entry["value"] if entry["name"] == "widen_mlp" else 1
         assert (layers, mlp) == (experiment.target.layers, experiment.target.mlp), variant.name
-        assert all(entry.get("when", {"at_step": 0})["at_step"] < 0.8 * variant.steps + 1 for entry in variant.schedule)
+        assert all(entry["when"]["at_share"] <= 0.8 for entry in variant.schedule if "when" in entry)
 
 
-def test_an_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    text = "name: tiny\ntarget: {layers: 2, hidden: 16, heads: 2, mlp: 32}\nblock_size: 16\nbatch_size: 2\n"
-    text += "learning_rate: 1.0e-3\nwarmup_steps: 2\ndecay_share: 0.2\nsteps: 10\nseeds: [0]\nscratch: [6, 10]\n"
-    text += "recipes:\n  grown:\n    layers: 1\n    schedule: [{name: stack_layers, value: 2, at: 0.5}]\n"
-    (tmp_path / "tiny.yaml").write_text(text)
+TINY = """
+name: tiny
+target: {layers: 2, hidden: 16, heads: 2, mlp: 32}
+block_size: 16
+batch_size: 2
+learning_rate: 1.0e-3
+warmup_steps: 2
+decay_share: 0.2
+steps: 10
+seeds: [0]
+scratch: [6, 10]
+recipes:
+  grown:
+    layers: 1
+    schedule: [{name: stack_layers, value: 2, when: {at_share: 0.5}}]
+"""
+
+
+@pytest.fixture
+def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Of the command, for a tiny experiment in a folder of its own."""
+    (tmp_path / "tiny.yaml").write_text(TINY)
     (tmp_path / "a.txt").write_text("Tall oaks from little acorns grow. " * 200)
     monkeypatch.setattr(run, "RESULTS", tmp_path / "results")
-    options = ["run", "--experiment", str(tmp_path / "tiny.yaml"), "--text", str(tmp_path / "a.txt")]
-    monkeypatch.setattr("sys.argv", [*options, "--runs", str(tmp_path / "runs")])
+    options = ["--experiment", str(tmp_path / "tiny.yaml"), "--text", str(tmp_path / "a.txt")]
+    return [*options, "--runs", str(tmp_path / "runs")]
+
+
+def results(tmp_path: Path, name: str = "tiny") -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in sorted((tmp_path / "results" / name).iterdir())]
+
+
+def test_an_experiment(
+    tmp_path: Path, options: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["run", *options])
     run.main()
-    found = [json.loads(path.read_text()) for path in sorted((tmp_path / "results" / "tiny").iterdir())]
+    found = results(tmp_path)
     assert [result["name"] for result in found] == ["grown", "scratch, 10 steps", "scratch, 6 steps"]
     grown, longer, shorter = found
     assert grown["flops"] < longer["flops"]
@@ -76,3 +108,37 @@ def test_an_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     capsys.readouterr()
     run.main()  # what is there is not trained again
     assert "TFLOP" not in capsys.readouterr().out
+    (tmp_path / "a.txt").write_text("Great oaks from little acorns grow. " * 200)
+    with pytest.raises(ValueError, match=r"-0\.json: is of a run with \{'text'"):
+        run.main()
+
+
+@pytest.mark.parametrize("step", [3, 7])  # before it grows, and after
+def test_a_run_that_is_stopped_goes_on(
+    tmp_path: Path, options: list[str], monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    class Stops(Meter):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == step:
+                os.kill(os.getpid(), signal.SIGINT)
+            super().on_step_end(args, state, control, **kwargs)
+
+    command = ["run", *options, "--only", "grown"]
+    monkeypatch.setattr("sys.argv", command)
+    monkeypatch.setattr(run, "Meter", Stops)
+    with pytest.raises(RunInterrupted):
+        run.main()
+    assert not (tmp_path / "results" / "tiny" / "grown-0.json").exists()
+    monkeypatch.setattr(run, "Meter", Meter)
+    run.main()
+    (stopped,) = results(tmp_path)
+    monkeypatch.setattr(run, "RESULTS", tmp_path / "whole" / "results")
+    monkeypatch.setattr("sys.argv", [*command, "--runs", str(tmp_path / "whole" / "runs")])
+    run.main()
+    (whole,) = results(tmp_path / "whole")
+    for result in (stopped, whole):
+        seconds = [seconds for _, seconds, _ in result["curve"]]
+        assert seconds == sorted(seconds)
+        assert 0 <= seconds[0] <= seconds[-1] <= result.pop("seconds")
+        result["curve"] = [(flops, loss) for flops, _, loss in result["curve"]]
+    assert stopped == whole

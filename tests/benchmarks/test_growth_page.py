@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 import pytest
 
 from benchmarks.growth import page
+from benchmarks.growth.experiment import described, load, variants
 from benchmarks.growth.frontier import Frontier, Saving
 from benchmarks.growth.picture import AXES, draw
 from benchmarks.growth.reading import Trained, groups_of, read, telling, verdict
@@ -30,15 +31,15 @@ scratch: [100, 10]
 recipes:
   # Depth, and
   # when
-  one: {layers: 1, schedule: [{name: stack_layers, value: 2, at: 0.5}]}
+  one: {layers: 1, schedule: [{name: stack_layers, value: 2, when: {at_share: 0.5}}]}
   "one, memory fresh": # forgets
     layers: 1
     schedule:
       # not a title
-      - {name: stack_layers, value: 2, at: 0.5}
+      - {name: stack_layers, value: 2, when: {at_share: 0.5}}
   # Others
-  two: {layers: 1, schedule: [{name: stack_layers, value: 2, at: 0.1}]}
-  three: {layers: 1, schedule: [{name: stack_layers, value: 2, at: 0.2}]}
+  two: {layers: 1, schedule: [{name: stack_layers, value: 2, when: {at_share: 0.1}}]}
+  three: {layers: 1, schedule: [{name: stack_layers, value: 2, when: {at_share: 0.2}}]}
   four: {layers: 1, schedule: []}
 """
 STEPS = {"scratch, 10 steps": 10, "scratch, 100 steps": 100}
@@ -50,6 +51,7 @@ RUNS: dict[str, list[tuple[float, float, float]]] = {  # loss, TFLOP, seconds of
     "two": [(1.9, 20, 900)] * 3,  # beyond the frontier: of more than 100 TFLOP, and 1000 seconds
     "three": [(3.0, 20, 50)] * 2,
 }
+TEXT = {"name": "hand.txt", "characters": 1234567, "sha256": "0" * 64}
 PAGE = "".join(f"<!-- growth: hand {part} -->\nold\n<!-- end -->\n" for part in SECTIONS)
 
 
@@ -58,13 +60,13 @@ def written(folder: Path, runs: dict[str, list[tuple[float, float, float]]]) -> 
     file, results = folder / "hand.yaml", folder / "results" / "hand"
     file.write_text(EXPERIMENT)
     results.mkdir(parents=True, exist_ok=True)
-    for name, seeds in runs.items():
-        for seed, (loss, tera, seconds) in enumerate(seeds):
+    experiment = load(file)
+    for variant in variants(experiment):
+        for seed, (loss, tera, seconds) in enumerate(runs.get(variant.name, [])):
             curve = [[share * tera * 1e12, share * seconds, loss + 1 - share] for share in (0.25, 0.5, 0.75, 1)]
-            found = {"name": name, "scratch": name in STEPS, "seed": seed, "steps": STEPS.get(name, 50), "loss": loss}
+            found = {**described(experiment, variant), "seed": seed, "text": TEXT, "loss": loss}
             found |= {"flops": tera * 1e12, "seconds": seconds, "curve": curve}
-            stem = name.replace(",", "").replace(" ", "-")
-            (results / f"{stem}-{seed}.json").write_text(json.dumps(found))
+            (results / f"{variant.file}-{seed}.json").write_text(json.dumps(found))
     return read(file, folder / "results")
 
 
@@ -166,7 +168,15 @@ def test_none_that_pays(tmp_path: Path) -> None:
 def test_a_result_of_another_experiment_is_refused(tmp_path: Path) -> None:
     written(tmp_path, RUNS)
     (tmp_path / "hand.yaml").write_text(EXPERIMENT.replace("steps: 50", "steps: 60"))
-    with pytest.raises(ValueError, match=r"one-0\.json: has \{'steps': 50\}"):
+    with pytest.raises(ValueError, match=r"one-0\.json: is of a run with \{'steps': 50\}"):
+        read(tmp_path / "hand.yaml", tmp_path / "results")
+
+
+def test_results_of_several_texts_are_refused(tmp_path: Path) -> None:
+    written(tmp_path, RUNS)
+    path = tmp_path / "results" / "hand" / "two-1.json"
+    path.write_text(path.read_text().replace("hand.txt", "foot.txt"))
+    with pytest.raises(ValueError, match=r"two-1\.json: is of a run with \{'text': \{'name': 'foot\.txt'"):
         read(tmp_path / "hand.yaml", tmp_path / "results")
 
 
