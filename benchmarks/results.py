@@ -100,13 +100,31 @@ def publish(table: Table, module: str, keep: str | None) -> None:
 
 
 def mark(module: str) -> str:
-    """Digest of a module's code: another one if what it does may have changed, the same for comments and docstrings."""
+    """Digest of the code of a module and of the benchmarks that it imports, but this file, which measures nothing.
+
+    It is another one if what they do may have changed, the same for comments and docstrings.
+    """
+    digest = hashlib.sha256()
+    for _, tree in sorted(_code(module, {}).items()):
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+                node.body = node.body[1:]
+        digest.update(ast.dump(tree).encode())
+    return digest.hexdigest()[:16]
+
+
+def _code(module: str, found: dict[str, ast.Module]) -> dict[str, ast.Module]:
+    """Name of a module -> its code, for this one and those that it imports of its own package."""
     path = Path(__file__).parent.parent.joinpath(*module.split(".")).with_suffix(".py")
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
-            node.body = node.body[1:]
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]
+    if module in (*found, __name__) or not path.exists():
+        return found
+    found[module] = ast.parse(path.read_text(encoding="utf-8"))
+    package = module.partition(".")[0]
+    for node in ast.walk(found[module]):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.partition(".")[0] == package:
+            for name in (node.module, *(f"{node.module}.{alias.name}" for alias in node.names)):
+                _code(name, found)
+    return found
 
 
 def versions() -> dict[str, str]:

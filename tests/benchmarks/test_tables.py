@@ -88,6 +88,20 @@ def test_a_mark_is_of_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert of('"""One."""\ndef f():\n    """Two."""\n    return 2\n') != begun
 
 
+def test_a_mark_is_also_of_what_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results, "__file__", str(tmp_path / "benchmarks" / "results.py"))
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "b.py").write_text("from a import c\n")
+    (tmp_path / "a" / "c.py").write_text("from a.d import one\nfrom other import two\n")
+
+    def of(text: str) -> str:
+        (tmp_path / "a" / "d.py").write_text(text)
+        return mark("a.b")
+
+    assert of("one = 1\n") != of("one = 2\n")
+    assert of("one = 1\n") == of("# why\none = 1\n")
+
+
 def test_the_command_tells_of_what_differs() -> None:
     found = subprocess.run([sys.executable, "-m", "benchmarks.tables", "--check"], capture_output=True, text=True)
     assert found.returncode == 0, found.stdout + found.stderr
