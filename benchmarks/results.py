@@ -41,6 +41,18 @@ class Table:
         lines = [self.columns, ["---"] * len(self.columns), *self.rows]
         return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
+    def cell(self, row: str, column: str) -> str:
+        """The figure in a column, of the row that begins with `row`.
+
+        Raises:
+            KeyError: if there is no such row or column.
+        """
+        try:
+            cells = next(cells for cells in self.rows if cells[0] == row)
+            return cells[list(self.columns).index(column)]
+        except (StopIteration, ValueError):
+            raise KeyError(f"no cell of row {row!r} and column {column!r}") from None
+
 
 @dataclass(frozen=True)
 class Kept:

@@ -1,6 +1,9 @@
-"""Put the kept tables into the docs, between `<!-- table: NAME -->` and `<!-- end of table -->`.
+"""Put what is kept into the docs and the README.
 
-python -m benchmarks.tables [--check]
+    python -m benchmarks.tables [--check]
+
+A whole table stands between `<!-- table: NAME -->` and `<!-- end of table -->`, one of its cells between
+`<!-- cell: NAME; ROW; COLUMN -->` and `<!-- end of cell -->`; ROW is what the row begins with.
 """
 
 from __future__ import annotations
@@ -14,6 +17,9 @@ from benchmarks.results import KEPT, Kept, mark
 
 ROOT = Path(__file__).parent.parent
 _BLOCK = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+_CELL = re.compile(
+    r"(<!-- cell: (?P<name>[\w-]+); (?P<row>[^;]+); (?P<column>[^;]+?) -->).*?(<!-- end of cell -->)", re.DOTALL
+)
 
 
 def pages() -> list[Path]:
@@ -22,16 +28,22 @@ def pages() -> list[Path]:
 
 
 def filled(text: str, kept: Path = KEPT) -> str:
-    """A page with its tables as they are kept.
+    """A page with its tables and cells as they are kept.
 
     Raises:
         FileNotFoundError: if it asks for a table that is not kept.
+        KeyError: if it asks for a cell that the table has not.
     """
-    return _BLOCK.sub(lambda block: block[1] + shown(Kept.load(kept / f"{block['name']}.json")) + block[3], text)
+
+    def of(found: re.Match[str]) -> Kept:
+        return Kept.load(kept / f"{found['name']}.json")
+
+    text = _BLOCK.sub(lambda block: block[1] + shown(of(block)) + block[3], text)
+    return _CELL.sub(lambda found: found[1] + of(found).table.cell(found["row"], found["column"]) + found[5], text)
 
 
 def asked_for(text: str) -> list[str]:
-    """Names of the tables on a page."""
+    """Names of the tables that a page shows as a whole."""
     return [block["name"] for block in _BLOCK.finditer(text)]
 
 

@@ -63,6 +63,11 @@ def test_keeping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
         "| 4 x 128 | 1.01 |" in filled and "old" not in filled and filled.startswith("a\n") and filled.endswith("\nb")
     )
     assert tables.filled(filled, tmp_path) == filled
+    cell = "| speed | <!-- cell: speed; 6 x 384; ratio -->{}<!-- end of cell --> times |"
+    assert tables.filled(cell.format("old"), tmp_path) == cell.format("1.00")
+    for wrong in (cell.replace("6 x 384", "6 x 38"), cell.replace("ratio", "rate")):
+        with pytest.raises(KeyError, match="no cell of row '6 x 38"):
+            tables.filled(wrong, tmp_path)
     assert tables.outdated(tmp_path) == []
     data = json.loads((tmp_path / "speed.json").read_text())
     (tmp_path / "speed.json").write_text(json.dumps({**data, "made_by": "0" * 16}))
