@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel
+from transformers.modeling_outputs import CausalLMOutput
 
 from morphing_trainer import MorphingTrainer
 from morphing_trainer.errors import ConfigError
 from morphing_trainer.run.chunked_loss import ChunkedLoss, check_chunks
-from tests.support import Tokens, arguments, losses, same, tiny_model, trainer, weights
-from tests.trainer.common import entry
+from morphing_trainer.run.journal import read_journal
+from tests.support import Tokens, arguments, by_peft, losses, same, tiny_model, trainer, weights
+from tests.trainer.common import DROPOUT, applied, entry
 from tests.trainer.program import Job, complete
 
 SCHEDULE = [
@@ -33,6 +37,57 @@ def test_a_run_is_the_same_to_rounding(tmp_path: Path, options: dict[str, Any]) 
     assert isinstance(chunked.model.loss_function, ChunkedLoss)  # also of the last model
     assert losses(chunked) != losses(whole) or options  # it is computed in another way
     torch.testing.assert_close(losses(chunked), losses(whole), rtol=1e-3 if options.get("bf16") else 1e-5, atol=0)
+
+
+def compare(folder: Path, schedule: Any, **options: Any) -> MorphingTrainer:
+    """A run with the option, which has been the same to rounding as one without."""
+    whole, chunked = (trained(folder / str(size), schedule, loss_chunk_size=size, **options) for size in (None, 7))
+    assert isinstance(chunked.model.loss_function, ChunkedLoss)
+    assert applied(chunked) == applied(whole)
+    torch.testing.assert_close(losses(chunked), losses(whole), rtol=1e-5, atol=0)
+    return chunked
+
+
+def trained(folder: Path, schedule: Any, **options: Any) -> MorphingTrainer:
+    made = trainer(folder, schedule, **options)
+    made.train()
+    return made
+
+
+def test_with_recomputed_activations(tmp_path: Path) -> None:
+    """A checkpoint behind a checkpoint; with dropout, which has to be the same once more."""
+    options = {"model": tiny_model(**DROPOUT), "activation_checkpointing": True}
+    recomputed = compare(tmp_path, SCHEDULE, **options)
+    assert recomputed.model.is_activation_checkpointing
+    options["activation_checkpointing"] = False
+    assert same(weights(trained(tmp_path / "kept", SCHEDULE, loss_chunk_size=7, **options)), weights(recomputed))
+
+
+def test_a_guarded_operation_that_is_rolled_back(tmp_path: Path) -> None:
+    """The model from before comes back as another object, which computes its loss in chunks as well."""
+    guard = {"max_loss_increase": 0.0, "within_steps": 2}
+    schedule = [entry("widen_mlp", 2, 2), entry("stack_layers", 2, 2, guard=guard), entry("widen_mlp", 2, 3)]
+    # The better it knows its few tokens, the worse it does on all the others.
+    made = compare(tmp_path, schedule, data=Tokens(vocab=4))
+    undone = [e["operation"] for e in read_journal(made.run_folder / "journal.jsonl") if e["event"] == "rolled_back"]
+    assert undone == ["stack_layers"]
+    assert len(made.model.transformer.h) == 2
+    assert len(made.model.base_model._forward_hooks) == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # as the compiler is imported
+@pytest.mark.parametrize(
+    ("backend", "schedule"),
+    [("eager", [entry("stack_layers", 2, 2)]), pytest.param("inductor", [], marks=pytest.mark.long)],
+)
+def test_compiled(tmp_path: Path, backend: str, schedule: list[Any]) -> None:
+    options = {"max_steps": 4, "eval_strategy": "no", "model": tiny_model(n_layer=1), "torch_compile": True}
+    torch._dynamo.reset()
+    try:
+        made = compare(tmp_path, schedule, torch_compile_backend=backend, **options)
+    finally:
+        torch._dynamo.reset()
+    assert isinstance(made.model_wrapped, torch._dynamo.OptimizedModule)
 
 
 def test_gradients_are_the_same_to_rounding() -> None:
@@ -125,13 +180,33 @@ def test_a_model_of_two_runs_is_hooked_once(tmp_path: Path) -> None:
     assert not isinstance(model.loss_function.ordinary, ChunkedLoss)
 
 
-class Capped(GPT2LMHeadModel):
-    """As some families do: logits are squeezed behind the head."""
+class Changed(GPT2LMHeadModel):
+    """As some families do: logits are changed behind the head."""
+
+    change: Callable[[torch.Tensor], torch.Tensor]
 
     def forward(self, *args: Any, logits_to_keep: int | torch.Tensor = 0, **options: Any) -> Any:
         found = super().forward(*args, logits_to_keep=logits_to_keep, **options)
-        found.logits = 0.1 * torch.tanh(found.logits / 0.1)
+        found.logits = type(self).change(found.logits)
         return found
+
+
+def changed(change: Callable[[torch.Tensor], torch.Tensor]) -> type[GPT2LMHeadModel]:
+    return type("Changed", (Changed,), {"change": staticmethod(change)})
+
+
+class Scaled(GPT2LMHeadModel):
+    """Changes its hidden states before the head."""
+
+    def forward(self, input_ids: torch.Tensor, logits_to_keep: int = 0, **options: Any) -> Any:
+        return CausalLMOutput(logits=self.lm_head(2 * self.transformer(input_ids).last_hidden_state))
+
+
+class Headless(GPT2LMHeadModel):
+    """Takes the weight of its head, which another module could have changed on the way."""
+
+    def forward(self, input_ids: torch.Tensor, logits_to_keep: int = 0, **options: Any) -> Any:
+        return CausalLMOutput(logits=self.transformer(input_ids).last_hidden_state @ self.lm_head.weight.T)
 
 
 class Old(GPT2LMHeadModel):
@@ -141,17 +216,90 @@ class Old(GPT2LMHeadModel):
         return super().forward(input_ids=input_ids, labels=labels)
 
 
+def check(folder: Path, model: GPT2LMHeadModel) -> None:
+    check_chunks(trainer(folder, loss_chunk_size=7), model)
+
+
 @pytest.mark.parametrize(
-    ("kind", "said"),
+    "kind",
     [
-        (Capped, "Capped does more to its hidden states than its head"),
-        (Old, "the forward pass of Old takes no logits_to_keep"),
+        pytest.param(changed(lambda logits: 30 * torch.tanh(logits / 30)), id="soft cap"),
+        pytest.param(changed(lambda logits: logits.clamp(min=-100)), id="clamp"),
+        pytest.param(changed(lambda logits: 1.001 * logits), id="scale"),
+        pytest.param(changed(lambda logits: logits + 1e-2), id="offset"),
+        pytest.param(changed(lambda logits: logits.index_fill(-1, torch.tensor(3), -torch.inf)), id="no such token"),
+        pytest.param(Scaled, id="before the head"),
+        pytest.param(Headless, id="without the head"),
     ],
 )
-def test_models_that_are_refused(tmp_path: Path, kind: type[GPT2LMHeadModel], said: str) -> None:
-    run = trainer(tmp_path, loss_chunk_size=7)
-    with pytest.raises(ConfigError, match=f"loss_chunk_size: {said}"):
-        check_chunks(run, kind(tiny_model().config))
+def test_models_that_do_more_than_their_head_are_refused(tmp_path: Path, kind: type[GPT2LMHeadModel]) -> None:
+    said = f"loss_chunk_size: {kind.__name__} does more to its hidden states than its head"
+    with pytest.raises(ConfigError, match=said):
+        check(tmp_path, kind(tiny_model().config))
+
+
+def test_a_change_while_training_is_seen(tmp_path: Path) -> None:
+    model = tiny_model()
+    model.lm_head = torch.nn.Sequential(model.lm_head, torch.nn.Dropout(0.5))
+    model.get_output_embeddings = lambda: model.lm_head[0]
+    with pytest.raises(ConfigError, match="more to its hidden states"):
+        check(tmp_path, model.eval())
+
+
+def test_an_old_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="loss_chunk_size: the forward pass of Old takes no logits_to_keep"):
+        check(tmp_path, Old(tiny_model().config))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_a_model_of_any_type_is_accepted(tmp_path: Path, dtype: torch.dtype) -> None:
+    check(tmp_path, tiny_model().to(dtype))
+
+
+def test_a_model_with_adapters_is_accepted(tmp_path: Path) -> None:
+    peft = by_peft(tiny_model(), target_modules=["c_attn", "lm_head"], lora_dropout=0.5)
+    check(tmp_path, peft.get_base_model())
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_model_that_recomputes_already_is_accepted(tmp_path: Path, reentrant: bool) -> None:
+    """Without a warning, though the check makes no backward pass."""
+    model = tiny_model()
+    model.activation_checkpointing_enable({"use_reentrant": reentrant})
+    check(tmp_path, model)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+class Counting(GPT2LMHeadModel):
+    """Counts its passes, and may fail in one."""
+
+    fails = False
+
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__(config)
+        self.register_buffer("passes", torch.zeros(()))
+
+    def forward(self, *args: Any, logits_to_keep: int | torch.Tensor = 0, **options: Any) -> Any:
+        self.passes += 1
+        found = super().forward(*args, logits_to_keep=logits_to_keep, **options)
+        if self.fails:
+            raise RuntimeError("failed on the way")
+        return found
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_model_that_is_checked_stays_as_it_was(tmp_path: Path, fails: bool) -> None:
+    run, model = trainer(tmp_path, loss_chunk_size=7), Counting(tiny_model(**DROPOUT).config)
+    model.fails = fails
+    model.train().transformer.h[1].eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    modes, random = [module.training for module in model.modules()], torch.get_rng_state()
+    with pytest.raises(RuntimeError, match="failed on the way") if fails else nullcontext():
+        check_chunks(run, model)
+    assert [module.training for module in model.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), random)
+    assert same(dict(model.state_dict()), before)
+    assert not any(module._forward_hooks for module in model.modules())
 
 
 @pytest.mark.parametrize(
