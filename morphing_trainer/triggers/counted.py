@@ -43,7 +43,10 @@ class AtStep(ValuedTrigger):
 
 
 class AtShare(ValuedTrigger):
-    """The run has done this share of its optimizer steps, however many they are: 0.7 is after 70 %."""
+    """The run has done this share of its optimizer steps, however many they are: 0.7 is after 70 %.
+
+    It is a share of the whole run, also inside a `stage`; if the end of the run moves, so does the step.
+    """
 
     kind: ClassVar[str] = "at_share"
     value: Annotated[float, Field(gt=0, lt=1)]

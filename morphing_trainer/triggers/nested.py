@@ -15,7 +15,8 @@ class InStage(Trigger):
 
     `{stage: name}` fires there, or in a later stage if the operations before it took so long. With
     `{stage: {name: ..., then: {...}}}` another condition must hold too, whose waits count from the beginning of the
-    stage, or from the previous operation if that was later.
+    stage, or from the previous operation if that was later. Steps, shares and tokens count from the start of the run,
+    and the condition may also come true in a later stage.
     """
 
     kind: ClassVar[str] = "stage"
