@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -130,6 +131,7 @@ def _warm_up() -> None:
 
 def main(descriptor: int) -> None:
     import torch
+    from tqdm import tqdm
 
     import tests.hub.program  # noqa: F401
     from morphing_trainer.reporting import plots
@@ -139,6 +141,7 @@ def main(descriptor: int) -> None:
     plots.plot_losses = reports.write_report = _nothing  # type: ignore
 
     torch.set_num_threads(1)
+    tqdm.set_lock(threading.RLock())  # its own is one for all forked processes: one that is killed with it stops all
     _warm_up()
     gc.collect()
     gc.freeze()

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from tqdm import tqdm
 
 from morphing_trainer.reporting import plots
 from tests.support import tiny_model, trainer
@@ -30,6 +32,8 @@ def _nothing(*args: Any) -> None:
 def _warm_up() -> None:
     """Import what a run imports late, and keep the collector from looking through it at every morph."""
     torch.set_num_threads(1)
+    # tqdm's own lock is one for all forked processes: a child that is killed with it lets none of the others go on.
+    tqdm.set_lock(threading.RLock())
     plots.plot_losses = _nothing  # type: ignore[assignment]  # drawing takes longer than a run, and has tests of its own
     with tempfile.TemporaryDirectory() as folder:
         options = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1, "eval_steps": 1, "disable_tqdm": True}
