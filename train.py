@@ -3,10 +3,9 @@
 import gc
 import sys
 
-if __name__ == "__main__":
-    gc.disable()  # what modules make stays: to look through it again and again is a sixth of the time of importing it
-    from morphing_trainer.cli.train import main
+from morphing_trainer.cli.importing import imported
 
-    gc.freeze()
-    gc.enable()
-    sys.exit(main())
+if __name__ == "__main__":
+    train = imported("morphing_trainer.cli.train")
+    gc.freeze()  # what was imported is never garbage: no collection need look at it
+    sys.exit(train.main())

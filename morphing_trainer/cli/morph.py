@@ -6,9 +6,9 @@ import difflib
 import errno
 import sys
 from collections.abc import Sequence
-from importlib import import_module
 
 from morphing_trainer import __version__
+from morphing_trainer.cli.importing import imported
 from morphing_trainer.errors import MorphError
 
 COMMANDS = {
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: morph: no such command {name!r}{hint}", file=sys.stderr)
         return 2
     try:
-        code = import_module(f"morphing_trainer.cli.{name}").main(rest)
+        code = imported(f"morphing_trainer.cli.{name}").main(rest)
     except MorphError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
