@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 from morphing_trainer.errors import ConfigError
@@ -28,22 +29,24 @@ def stretches(events: Sequence[Event], length: int) -> list[Stretch]:
     begin = next((event for event in events if event["event"] == "start"), None)
     if begin is None:
         raise ConfigError("its journal does not tell what model it began with")
-    known: dict[str, float] = {}
-    found = [Stretch(0.0, _cost(begin, length, known))]
+    found = [Stretch(0.0, _cost(begin, length))]
     for event in events:
         if event["event"] == "operation":
-            found.append(Stretch(float(event["record"]["tokens"]), _cost(event, length, known)))
+            found.append(Stretch(float(event["record"]["tokens"]), _cost(event, length)))
     return found
 
 
-def _cost(event: Mapping[str, Any], length: int, known: dict[str, float]) -> float:
+def _cost(event: Mapping[str, Any], length: int) -> float:
     try:
-        key = json.dumps(event["spec"], sort_keys=True)
-        if key not in known:
-            known[key] = flops_per_token(ModelSpec.from_dict(event["spec"]), length)
+        return _counted(json.dumps(event["spec"], sort_keys=True), length)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise ConfigError(f"its journal does not tell what model it had at step {event['step']} ({error})") from error
-    return known[key]
+
+
+@lru_cache(maxsize=1024)
+def _counted(spec: str, length: int) -> float:
+    """A run asks for all its models again after each operation; to count takes milliseconds."""
+    return flops_per_token(ModelSpec.from_dict(json.loads(spec)), length)
 
 
 def with_flops(run: RunData, stretches: Sequence[Stretch]) -> RunData:
