@@ -76,7 +76,7 @@ def test_compiled_as_eager(device: str, tmp_path: Path) -> None:
 
 
 @DEVICES
-@pytest.mark.parametrize("way", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("way", [pytest.param("ddp", marks=pytest.mark.long), "fsdp2"])
 def test_a_single_rank(device: str, way: str, tmp_path: Path) -> None:
     """NCCL on a GPU, gloo on the CPU: one process of a group does what one process does."""
     alone = trainer(tmp_path / "alone", GROWTH, **on(device))

@@ -68,6 +68,8 @@ RUN = {
     "lr_scheduler_type": "cosine",
     "save_total_limit": 100,
 }
+HALVES = pytest.mark.parametrize("first", [1, pytest.param(2, marks=pytest.mark.long)], ids=["odd", "even"])
+"""The first of every second step to resume from."""
 
 
 def make(folder: Path, schedule: Any = None, **changes: Any) -> MorphingTrainer:
@@ -103,20 +105,22 @@ def assert_same_end(resumed: MorphingTrainer, whole: MorphingTrainer) -> None:
     assert operations(resumed.run_folder) == operations(whole.run_folder)
 
 
-def test_from_every_step_of_a_run_with_every_operation(tmp_path: Path) -> None:
+@HALVES
+def test_from_every_step_of_a_run_with_every_operation(tmp_path: Path, first: int) -> None:
     whole = uninterrupted(tmp_path / "whole", EVERY_OPERATION)
     assert [line["name"] for line in EVERY_OPERATION] == [operation for operation, _ in applied(whole)]
     elsewhere = {"advance_stage"}  # which needs stages: tests/trainer/test_stages.py
     assert {line["name"] for line in EVERY_OPERATION + LORA_OPERATIONS} | elsewhere == {*OPERATIONS}
     assert whole.state.epoch > 2
-    for step in range(1, 25):
+    for step in range(first, 25, 2):
         torch.manual_seed(step)  # the resumed run must not depend on it
         resumed = make(tmp_path / f"from-{step}", EVERY_OPERATION)
         resumed.train(str(tmp_path / "whole" / f"checkpoint-{step}"))
         assert_same_end(resumed, whole)
 
 
-def test_from_every_step_of_a_run_with_lora(tmp_path: Path) -> None:
+@HALVES
+def test_from_every_step_of_a_run_with_lora(tmp_path: Path, first: int) -> None:
     """Adapters from the start, tied and with dropout of their own; they change, go, and come again.
 
     16 // 3 is rank 5, and 3 / 1.5 gives rank 8: from the rank alone a resumed run would work out 7.
@@ -126,7 +130,7 @@ def test_from_every_step_of_a_run_with_lora(tmp_path: Path) -> None:
     whole = trainer(tmp_path / "whole", LORA_OPERATIONS, save_strategy="steps", save_steps=1, **options)
     whole.train()
     assert [line["name"] for line in LORA_OPERATIONS] == [operation for operation, _ in applied(whole)]
-    for step in range(1, 17):
+    for step in range(first, 17, 2):
         torch.manual_seed(step)
         resumed = trainer(tmp_path / f"from-{step}", LORA_OPERATIONS, **options)
         resumed.train(str(tmp_path / "whole" / f"checkpoint-{step}"))

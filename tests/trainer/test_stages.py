@@ -344,7 +344,7 @@ def test_a_stage_in_tokens_reads_as_many_epochs_as_it_needs(tmp_path: Path) -> N
     assert state.step == state.end == made.state.max_steps == 10
 
 
-@pytest.mark.parametrize("scheduler", ["linear", "cosine"])
+@pytest.mark.parametrize("scheduler", [pytest.param("linear", marks=pytest.mark.long), "cosine"])
 def test_where_the_end_was_only_estimated_the_rate_is_the_same_after_a_resume(tmp_path: Path, scheduler: str) -> None:
     """Samples of a stage in tokens differ in length, so its end moves while the learning rate decays to it."""
     long_first = pieces([3, 1, 4, 2, 6, 1, 5, 3, 2, 4], seed=8)
