@@ -49,8 +49,9 @@ def headline(trained: Trained) -> str:
         return "No recipe pays." if known else "No recipe has a verdict yet."
     flops, seconds = trained.flops[name], trained.seconds[name]
     told = (
-        f"Most is saved by *{name}*: to train the target from scratch to the same final loss takes {times(flops)} times "
-        f"the FLOPs, and {times(seconds)} times the processor seconds (mean of {len(flops.seeds)} seeds, and their range)."
+        f"Most is saved by *{name}*: to train the target from scratch to the same final loss takes {times(flops)} "
+        f"times the FLOPs, and {times(seconds)} times the processor seconds "
+        f"(mean of {len(flops.seeds)} seeds, and their range)."
     )
     if control := unbeaten(trained, name):
         losses = f"{trained.mean(control, 'loss'):.3f} against {trained.mean(name, 'loss'):.3f}"

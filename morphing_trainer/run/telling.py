@@ -20,7 +20,7 @@ from morphing_trainer.run.reading import overall_of, stages_of
 from morphing_trainer.run.salvage import Remains, number, salvaged, whole
 from morphing_trainer.run.shown import read_examples
 from morphing_trainer.run.standing import advice
-from morphing_trainer.run.working import fits, read_work, spent
+from morphing_trainer.run.stretches import fits, read_work, spent
 
 
 def story(folder: Path, *, over: bool = False) -> Story:

@@ -13,7 +13,7 @@ from morphing_trainer.flops import flops_per_token
 from morphing_trainer.lineage import ModelSpec
 from morphing_trainer.reporting.run_data import AXES, RunData, is_number
 from morphing_trainer.run.journal import Event
-from morphing_trainer.run.working import Stretch, spent
+from morphing_trainer.run.stretches import Stretch, spent
 
 
 def stretches(events: Sequence[Event], length: int) -> list[Stretch]:

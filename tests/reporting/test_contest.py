@@ -13,7 +13,7 @@ from morphing_trainer.reporting.contest import Crossing, contest, crossing
 from morphing_trainer.reporting.contest_figure import contest_figure
 from morphing_trainer.reporting.contest_tables import contest_lines
 from morphing_trainer.reporting.records import Record
-from morphing_trainer.run.working import Stretch, spent
+from morphing_trainer.run.stretches import Stretch, spent
 from tests.reporting.pictures import assert_readable, run, words
 
 AXES = ("steps", "tokens", "seconds", "flops")

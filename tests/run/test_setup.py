@@ -14,7 +14,7 @@ from morphing_trainer.lineage import ModelSpec
 from morphing_trainer.reporting.examples import Example
 from morphing_trainer.run.setup import HIDDEN, command, setup
 from morphing_trainer.run.shown import MOST, append_example, begin_examples, read_examples
-from morphing_trainer.run.working import Stretch, fits, read_work, spent
+from morphing_trainer.run.stretches import Stretch, fits, read_work, spent
 from tests.support import LENGTH, trainer
 from tests.trainer.common import StopsAfter, entry
 
