@@ -8,7 +8,7 @@ from typing import Any, Literal
 from transformers import TrainingArguments
 
 from morphing_trainer.errors import ConfigError
-from morphing_trainer.run.launching import check_launched
+from morphing_trainer.run.launching import check_joined, check_launched
 from morphing_trainer.training_options import TrainingOptions
 from morphing_trainer.validation.names import metric_names
 
@@ -124,6 +124,7 @@ class MorphingConfig(TrainingOptions, TrainingArguments):
         check_launched(self.deepspeed, self.fsdp, self.fsdp_config)
         self.resolve_before()
         super().__post_init__()
+        check_joined(self.world_size)
         self.resolve_after()
         if self.logging_nan_inf_filter:
             raise ConfigError(

@@ -27,6 +27,7 @@ from morphing_trainer.plans import load_plan
 from morphing_trainer.plans.opening import open_plan
 from morphing_trainer.plans.plan import check_alone
 from morphing_trainer.run.consensus import RankError
+from morphing_trainer.run.farewell import last_word
 from morphing_trainer.run.folder import MODEL, check_start
 from morphing_trainer.run.signals import RunInterrupted
 from morphing_trainer.schedule import Schedule
@@ -52,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     finally:
+        last_word()
         if PartialState._shared_state:
             gc.collect()  # the trainer: threads of gloo that outlive the interpreter abort the process now and then
             PartialState().destroy_process_group()

@@ -25,6 +25,7 @@ from morphing_trainer.run.consensus import Consensus, RankError
 
 _log = logging.getLogger("morphing_trainer")
 _WORD, _HEARD = "morphing_trainer/failed", "morphing_trainer/heard"
+_TOLD = "morphing_trainer/told"
 PATIENCE = 10.0
 """Seconds that a rank stays to be heard: others may have a long way to the point where they would wait for it."""
 BRIEFLY = 1.0
@@ -91,6 +92,24 @@ class Farewell:
                 heard = self._store.add(_HEARD, 0)
             if heard < self.world_size and patience == PATIENCE:
                 _log.warning("rank %d leaves, and not all others have heard why in %g s", self.rank, PATIENCE)
+
+
+def last_word(seconds: float = 30.0) -> None:
+    """Let the others leave after rank 0 has said why all do: launchers end what still runs when one has failed.
+
+    Rank 0 calls it when it has told, and has written its report; the others wait for that. Nothing to do in a single
+    process, or where the process group is no more.
+    """
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return
+    with suppress(RuntimeError):  # the store went with another rank
+        store = dist.distributed_c10d._get_default_store()
+        if dist.get_rank() == 0:
+            store.set(_TOLD, "")
+            return
+        end = time.monotonic() + seconds
+        while not store.check([_TOLD]) and time.monotonic() < end:
+            time.sleep(0.05)
 
 
 @contextmanager

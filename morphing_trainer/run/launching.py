@@ -39,4 +39,21 @@ def check_launched(deepspeed: Any, fsdp: Any, fsdp_config: Any, environment: Map
         raise ConfigError(f"fsdp: one process has nobody to divide the model with; launch several: {FSDP2}")
 
 
+def check_joined(world_size: int, environment: Mapping[str, str] = os.environ) -> None:
+    """Refuse processes that were launched together and do not find each other, before all train in one folder.
+
+    Args:
+        world_size: processes that train together.
+
+    Raises:
+        ConfigError: saying what to add.
+    """
+    launched = environment.get("WORLD_SIZE", "")
+    if launched.isdigit() and int(launched) > 1 == world_size:
+        raise ConfigError(
+            f"{launched} processes were launched, and each takes itself for the only one, because there is no "
+            "accelerator to train on: add --use_cpu, or launch one process."
+        )
+
+
 _NO_DEEPSPEED = f"DeepSpeed is not supported. To divide model and optimizer among devices use FSDP2: {FSDP2}"
