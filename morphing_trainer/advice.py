@@ -124,7 +124,7 @@ def _times(outlook: Outlook) -> Iterator[Advice]:
         index = after.phase.index
         if steps is not None and after.soonest >= steps:
             yield Advice(index, f"can come at step {after.soonest:,} at the earliest; the run ends at step {steps:,}")
-        elif after.latest is None and before.latest is not None:
+        elif after.latest is None and before.latest is not None and not after.by_length:
             yield Advice(
                 index, "may never come, nor what is behind it: only the model's progress fires it; add max_wait_iters"
             )

@@ -21,6 +21,9 @@ from morphing_trainer.reporting.records import Phase
 from morphing_trainer.settings import Settings
 from morphing_trainer.triggers import AllOf, AnyOf, AtShare, AtStep, AtTokens, Trigger, Waited
 
+_ANY = 10**12
+"""Steps of a run whose length is not known, to see which operations come whatever it is."""
+
 
 @dataclass(frozen=True)
 class Conditions:
@@ -55,7 +58,9 @@ class Prospect:
 
     Attributes:
         soonest: optimizer step at which it begins at the earliest.
-        latest: at which it begins at the latest; None if nothing but the model's progress brings it about.
+        latest: at which it begins at the latest; None if nothing but the model's progress brings it about, or if that
+            takes the length of the run.
+        by_length: it comes for sure, at a step that the length of the run would tell.
         tokens: by an optimizer step.
         flops: of training on one sample.
         memory: of a training step, on one device.
@@ -67,6 +72,7 @@ class Prospect:
     tokens: int
     flops: Flops
     memory: Footprint
+    by_length: bool = False
 
     def flops_per_token(self, length: int) -> float:
         return self.flops.total / length
@@ -124,11 +130,16 @@ class Outlook:
 def foresee(phases: Sequence[Played], conditions: Conditions) -> Outlook:
     """The phases of a dry run with what they cost, what they need, and when they begin."""
     found: list[Prospect] = []
-    known: dict[Any, Footprint] = {}
-    times = begins(phases, conditions.tokens_per_step, evaluates=conditions.evaluates, end=conditions.steps)
-    for (phase, spec, _, _), (first, begin) in zip(phases, times, strict=True):
+    sizes: dict[Any, Footprint] = {}
+    foretold = partial(begins, phases, conditions.tokens_per_step, evaluates=conditions.evaluates)
+    times = foretold(end=conditions.steps)
+    by_length = [
+        begin is None and known is not None for (_, begin), (_, known) in zip(times, foretold(end=_ANY), strict=True)
+    ]
+    for (phase, spec, _, _), (first, begin), waits in zip(phases, times, by_length, strict=True):
         tokens, flops = conditions.tokens_per_step(phase.settings), step_flops(spec, conditions.length)
-        found.append(Prospect(phase, first, begin, tokens, flops, _memory(spec, phase.settings, conditions, known)))
+        memory = _memory(spec, phase.settings, conditions, sizes)
+        found.append(Prospect(phase, first, begin, tokens, flops, memory, waits))
     return Outlook(tuple(found), conditions)
 
 

@@ -62,7 +62,15 @@ def test_when_each_operation_comes(entries: list[dict[str, Any]], expected: list
 
 
 def test_a_share_of_a_run_of_unknown_length() -> None:
-    assert begins(outlook({**LR, "when": {"at_share": 0.7}}, steps=None)) == [(0, None)]
+    """It comes for sure, which a loss does not."""
+    found = outlook({**LR, "when": {"at_share": 0.7}}, steps=None)
+    assert begins(found) == [(0, None)]
+    assert found.prospects[1].by_length
+    assert not advise(found)
+    assert not outlook({**LR, "when": {"at_share": 0.7}}).prospects[1].by_length
+    never = outlook({**LR, "trigger_loss": 3.0}, steps=None)
+    assert not never.prospects[1].by_length
+    assert advise(never)
 
 
 def test_cost_by_hand() -> None:

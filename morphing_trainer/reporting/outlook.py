@@ -104,6 +104,8 @@ def _rows(outlook: Outlook) -> list[tuple[str, ...]]:
 
 
 def _when(each: Prospect) -> str:
+    if each.by_length:
+        return "by the length"
     if each.latest is None:
         return f"from {each.soonest:,}"
     return f"{each.soonest:,}" if each.latest <= each.soonest else f"{each.soonest:,} to {each.latest:,}"
