@@ -131,20 +131,58 @@ def curve(folder: Path, meter: Meter) -> list[list[float]]:
     ]
 
 
-def main() -> None:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--experiment", type=Path, default=HERE / "small.yaml")
+    parser.add_argument("--experiment", type=Path, default=HERE / "small.yaml", help="YAML; default: small.yaml")
     parser.add_argument("--text", type=Path, help="a text file; default: the language reference that comes with Python")
     parser.add_argument("--only", default="", help="variants whose name holds these words")
     parser.add_argument("--seeds", type=int, nargs="+", help="default: those of the experiment")
-    parser.add_argument("--runs", type=Path, default=Path("runs/growth"), help="folder for the runs themselves")
-    options = parser.parse_args()
-    experiment = load(options.experiment)
-    text = (
-        options.text.read_text(encoding="utf-8") if options.text else "\n".join(topics[name] for name in sorted(topics))
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs/growth"), help="folder for the runs themselves; default: runs/growth"
     )
+    parser.add_argument(
+        "--results", type=Path, default=RESULTS, help="folder for what comes out; default: benchmarks/growth/results"
+    )
+    return parser
+
+
+def main() -> None:
+    options = parser().parse_args()
+    try:
+        experiment = load(options.experiment)
+        text = options.text.read_text(encoding="utf-8") if options.text else reference()
+        check(options, experiment)
+        train_missing(options, experiment, text)
+    except (OSError, ValueError) as error:  # of files that are not there, or not what they should be
+        parser().error(str(error))
+
+
+def reference() -> str:
+    """The language reference that comes with Python."""
+    return "\n".join(topics[name] for name in sorted(topics))
+
+
+def check(options: argparse.Namespace, experiment: Experiment) -> None:
+    """Refuse what would train nothing that a table shows.
+
+    Raises:
+        ValueError: saying what there is.
+    """
+    names = [variant.name for variant in variants(experiment)]
+    if not any(options.only in name for name in names):
+        raise ValueError(f"--only {options.only!r}: no run is called so; they are {'; '.join(names)}")
+    if unknown := sorted(set(options.seeds or ()) - set(experiment.seeds)):
+        raise ValueError(f"--seeds {unknown}: {options.experiment} has {experiment.seeds}")
+
+
+def train_missing(options: argparse.Namespace, experiment: Experiment, text: str) -> None:
+    """Train what there is no result of, one after the other.
+
+    Raises:
+        ValueError: if a result is of another run.
+    """
     facts = told(options.text, text)
-    results = RESULTS / experiment.name
+    results = options.results / experiment.name
     results.mkdir(parents=True, exist_ok=True)
     for seed in options.seeds or experiment.seeds:
         for variant in variants(experiment):

@@ -84,9 +84,8 @@ def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Of the command, for a tiny experiment in a folder of its own."""
     (tmp_path / "tiny.yaml").write_text(TINY)
     (tmp_path / "a.txt").write_text("Tall oaks from little acorns grow. " * 200)
-    monkeypatch.setattr(run, "RESULTS", tmp_path / "results")
     options = ["--experiment", str(tmp_path / "tiny.yaml"), "--text", str(tmp_path / "a.txt")]
-    return [*options, "--runs", str(tmp_path / "runs")]
+    return [*options, "--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
 
 
 def results(tmp_path: Path, name: str = "tiny") -> list[dict[str, Any]]:
@@ -109,8 +108,30 @@ def test_an_experiment(
     run.main()  # what is there is not trained again
     assert "TFLOP" not in capsys.readouterr().out
     (tmp_path / "a.txt").write_text("Great oaks from little acorns grow. " * 200)
-    with pytest.raises(ValueError, match=r"-0\.json: is of a run with \{'text'"):
+    with pytest.raises(SystemExit):
         run.main()
+    assert "-0.json: is of a run with {'text'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (
+            ["--only", "shrunk"],
+            "--only 'shrunk': no run is called so; they are scratch, 6 steps; scratch, 10 steps; grown",
+        ),
+        (["--seeds", "0", "77"], "--seeds [77]: "),
+        (["--text", "nowhere.txt"], "No such file or directory: 'nowhere.txt'"),
+        (["--experiment", "nowhere.yaml"], "No such file or directory: 'nowhere.yaml'"),
+    ],
+)
+def test_what_would_train_nothing_is_refused(
+    options: list[str], wrong: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["run", *options, *wrong])
+    with pytest.raises(SystemExit):
+        run.main()
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("step", [3, 7])  # before it grows, and after
@@ -132,8 +153,8 @@ def test_a_run_that_is_stopped_goes_on(
     monkeypatch.setattr(run, "Meter", Meter)
     run.main()
     (stopped,) = results(tmp_path)
-    monkeypatch.setattr(run, "RESULTS", tmp_path / "whole" / "results")
-    monkeypatch.setattr("sys.argv", [*command, "--runs", str(tmp_path / "whole" / "runs")])
+    whole_ = ["--runs", str(tmp_path / "whole" / "runs"), "--results", str(tmp_path / "whole" / "results")]
+    monkeypatch.setattr("sys.argv", [*command, *whole_])
     run.main()
     (whole,) = results(tmp_path / "whole")
     for result in (stopped, whole):
