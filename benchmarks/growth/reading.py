@@ -145,7 +145,7 @@ def verdict(saving: Saving) -> str:
     if len(saving.losses) < SEEDS:
         return f"none yet: {len(saving.losses)} of {SEEDS} seeds"
     if len(known_bounds(saving)) < len(saving.losses):
-        return "none yet: a seed has no frontier"
+        return "none yet: a seed has no line from scratch"
     said = "no difference that these seeds show"
     if min(least for least, _ in saving.bounds) > PAYS:
         said = "pays"

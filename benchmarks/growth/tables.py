@@ -70,7 +70,7 @@ def scratch(trained: Trained) -> str:
 def recipes(trained: Trained) -> str:
     """A table for each group; the numbers are those of the pictures."""
     numbers = {name: str(number) for number, name in enumerate(trained.experiment.recipes, 1)}
-    columns = ["", "recipe", "final loss", "TFLOP", "seconds", "FLOPs from scratch", "seconds from scratch", "seeds"]
+    columns = ["", "recipe", "final loss", "TFLOP", "seconds", "times FLOPs", "times seconds", "seeds"]
     parts = []
     for title, names in trained.groups.items():
         rows = []

@@ -225,7 +225,7 @@ def test_a_part_that_there_is_not(trained: Trained) -> None:
         ([(0.9, inf)] * 3, "what it saves is not known; better than any run from scratch"),
         ([(0, 0.9)] * 3, "costs more; worse than the shortest run from scratch"),
         ([(0, 1.2)] * 3, "what it saves is not known; worse than the shortest run from scratch"),
-        ([(0, inf), (2, 2), (2, 2)], "none yet: a seed has no frontier"),
+        ([(0, inf), (2, 2), (2, 2)], "none yet: a seed has no line from scratch"),
         ([(2, 2)] * 2, "none yet: 2 of 3 seeds"),
     ],
 )
