@@ -28,7 +28,8 @@ class MorphingConfig(TrainingOptions, TrainingArguments):
         default=None, metadata={"help": "YAML or JSON file with the operations to apply while training."}
     )
     eval_iters: int | None = field(
-        default=None, metadata={"help": "Batches read by one evaluation. Default: the whole evaluation set."}
+        default=None,
+        metadata={"help": "Batches that each process reads in one evaluation. Default: the whole evaluation set."},
     )
     eval_metrics: list[str] | None = field(
         default=None,
@@ -112,7 +113,7 @@ class MorphingConfig(TrainingOptions, TrainingArguments):
         metadata={
             "help": "Tokens whose logits are in memory at once while training: with a large vocabulary they take more "
             "than all else. The loss is the same to rounding; the backward pass makes them once more. Try 1024. "
-            "Default: all."
+            "Not with FSDP2, label smoothing or a loss of your own. Default: all."
         },
     )
 
