@@ -53,7 +53,8 @@ def processes(checkpoint: Path) -> int:
     return int(json.loads((checkpoint / "morph_state.json").read_text())["arguments"]["world_size"])
 
 
-@pytest.mark.parametrize("name", ["single", pytest.param("cpu", marks=pytest.mark.long)])
+@pytest.mark.long  # the demo's test starts with single.yaml, too
+@pytest.mark.parametrize("name", ["single", "cpu"])
 def test_starts_one_process(tmp_path: Path, name: str) -> None:
     assert processes(by_accelerate(tmp_path / "run", name)) == 1
 

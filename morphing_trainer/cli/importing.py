@@ -10,8 +10,8 @@ from types import ModuleType
 def imported(name: str) -> ModuleType:
     """Import a module, and collect no garbage meanwhile.
 
-    What modules make stays; to look through it again and again takes a sixth of the time of importing torch and
-    transformers.
+    What modules make stays; to look through it again and again, while torch and transformers are imported, takes time
+    and finds nothing.
     """
     collects = gc.isenabled()
     gc.disable()
