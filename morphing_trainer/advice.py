@@ -72,7 +72,9 @@ def _growth(outlook: Outlook) -> Iterator[Advice]:
         if not _grows(before, after) or _late(outlook, after):
             continue
         index = after.phase.index
-        factor = max(after.phase.layers / before.phase.layers, after.phase.mlp / before.phase.mlp)
+        # From one block at once to the full depth is what PROGRESSIVE found best.
+        depth = after.phase.layers / before.phase.layers if before.phase.layers > 1 else 1.0
+        factor = max(depth, after.phase.mlp / before.phase.mlp)
         if factor > MOST_GROWTH:
             what = f"grows {factor:.3g}-fold at once; a factor of 2 to 4 was best"
             yield Advice(index, f"{what}; grow in two operations", GSTACK)
@@ -118,10 +120,13 @@ def _batches(outlook: Outlook) -> Iterator[Advice]:
 
 
 def _times(outlook: Outlook) -> Iterator[Advice]:
-    """Operations that may never come, or too late."""
+    """Operations that may never come, too late, or too often at once."""
     steps = outlook.conditions.steps
     for before, after in _pairs(outlook):
         index = after.phase.index
+        if after.at_once:
+            what = "is repeated, and each round of it follows at once, as what brings it stays true"
+            yield Advice(index, f"{what}; put a waited beside it, under all")
         if steps is not None and after.soonest >= steps:
             yield Advice(index, f"can come at step {after.soonest:,} at the earliest; the run ends at step {steps:,}")
         elif after.latest is None and before.latest is not None and not after.by_length:

@@ -64,6 +64,7 @@ class Prospect:
         tokens: by an optimizer step.
         flops: of training on one sample.
         memory: of a training step, on one device.
+        at_once: its operation is repeated, and each round follows at once, as its trigger stays true.
     """
 
     phase: Phase
@@ -73,6 +74,7 @@ class Prospect:
     flops: Flops
     memory: Footprint
     by_length: bool = False
+    at_once: bool = False
 
     def flops_per_token(self, length: int) -> float:
         return self.flops.total / length
@@ -136,10 +138,12 @@ def foresee(phases: Sequence[Played], conditions: Conditions) -> Outlook:
     by_length = [
         begin is None and known is not None for (_, begin), (_, known) in zip(times, foretold(end=_ANY), strict=True)
     ]
-    for (phase, spec, _, _), (first, begin), waits in zip(phases, times, by_length, strict=True):
+    for (phase, spec, _, _), (first, begin), waits, at_once in zip(
+        phases, times, by_length, _at_once(phases), strict=True
+    ):
         tokens, flops = conditions.tokens_per_step(phase.settings), step_flops(spec, conditions.length)
         memory = _memory(spec, phase.settings, conditions, sizes)
-        found.append(Prospect(phase, first, begin, tokens, flops, memory, waits))
+        found.append(Prospect(phase, first, begin, tokens, flops, memory, waits, at_once))
     return Outlook(tuple(found), conditions)
 
 
@@ -205,6 +209,30 @@ def latest(trigger: Trigger, since: int, tokens: int, per_step: int, end: int | 
             found = [latest(part, since, tokens, per_step, end) for part in parts]
             return min((step for step in found if step is not None), default=None)
     return None
+
+
+def _at_once(phases: Sequence[Played]) -> list[bool]:
+    """See `Prospect`. Of rounds that are written out, the first tells it."""
+    entries = [each.entry for each in phases]
+    endless = all(each.entry and _stays(each.entry.trigger) for each in phases if each.phase.repeats)
+    found = [False]
+    for number, (before, entry) in enumerate(itertools.pairwise(entries), 1):
+        assert entry is not None
+        first_of_many = before != entry and entries[number + 1 : number + 2] == [entry]
+        found.append(endless if phases[number].phase.repeats else first_of_many and _stays(entry.trigger))
+    return found
+
+
+def _stays(trigger: Trigger) -> bool:
+    """Whether it is true from some time of the run on, however often it has fired."""
+    match trigger:
+        case AtStep() | AtShare() | AtTokens():
+            return True
+        case AllOf(parts=parts):
+            return all(map(_stays, parts))
+        case AnyOf(parts=parts):
+            return any(map(_stays, parts))
+    return False
 
 
 def _reached(since: int, seen: int, per_step: int, tokens: int) -> int:

@@ -151,6 +151,38 @@ def test_advice_on_the_rate() -> None:
     assert advise(outlook(*early, {**STACK, **WAIT}), falling) == []
 
 
+def test_advice_on_repeating_at_once() -> None:
+    stays: list[dict[str, Any]] = [
+        {"at_share": 0.5},
+        {"any": [{"waited": 100}, {"at_step": 300}]},
+        {"all": [{"at_tokens": 3200}, {"at_step": 5}]},
+    ]
+    for when in stays:
+        for times in (3, "end"):
+            found = advise(outlook({**LR, "repeat": times, "when": when}))
+            assert ["each round of it follows at once" in each.what for each in found] == [True], (when, times)
+            assert found[0].index == 1
+    group = {"repeat": "end", "operations": [{**LR, "when": stays[0]}, {**LR, "when": stays[0]}]}
+    assert [each.index for each in advise(outlook(group))] == [1, 2]
+
+
+@pytest.mark.parametrize("times", [3, "end"])
+def test_repeating_with_a_wait_is_fine(times: int | str) -> None:
+    waits = {"all": [{"waited": 10}, {"at_share": 0.5}]}
+    assert advise(outlook({**LR, "repeat": times, "when": waits})) == []
+    assert advise(outlook({**LR, "repeat": times, **WAIT})) == []
+    assert advise(outlook({"repeat": times, "operations": [{**LR, "when": {"at_share": 0.5}}, {**LR, **WAIT}]})) == []
+
+
+def test_one_block_may_grow_to_any_depth_at_once() -> None:
+    """Which is what the source of progressive training found best."""
+    stack = {**STACK, "value": 12, "max_wait_iters": 500}
+    spec = ModelSpec(tiny_config(n_layer=1))
+    conditions = Conditions(LENGTH, lambda parameters: AdamW(parameters, lr=1e-3), 1000)
+    assert advise(foresee(played(Schedule.of([stack]), spec, SETTINGS, steps=1000), conditions)) == []
+    assert "12-fold" in advise(outlook(stack))[0].what
+
+
 def test_nothing_to_say() -> None:
     reset = {"name": "reset_lr_schedule", "max_wait_iters": 0}
     assert advise(outlook({**STACK, **WAIT}, reset)) == []
