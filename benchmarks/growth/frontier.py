@@ -50,6 +50,11 @@ class Frontier:
             return cost, cost
         return (self.points[-1][0], inf) if loss < self.points[-1][1] else (0.0, self.points[0][0])
 
+    def left_out(self) -> list[float]:
+        """For every run between two others: FLOPs that the line without it gives for its loss, over those it took."""
+        without = [(run, Frontier(tuple(other for other in self.points if other != run))) for run in self.points[1:-1]]
+        return [line.enclosed(loss)[0] / flops for (flops, loss), line in without]
+
 
 @dataclass(frozen=True)
 class Saving:
@@ -74,17 +79,23 @@ class Saving:
         return tuple(least for least, most in self.bounds if least == most)
 
 
+def frontiers(results: Sequence[Mapping[str, Any]], cost: str = "flops") -> dict[int, Frontier]:
+    """Seed -> its frontier, of the seeds that have runs enough; `cost` as for `savings`."""
+    found: dict[int, Frontier] = {}
+    for seed in sorted({result["seed"] for result in results}):
+        with contextlib.suppress(ValueError):  # too few runs from scratch yet
+            scratch = [(r[cost], r["loss"]) for r in results if r["scratch"] and r["seed"] == seed]
+            found[seed] = Frontier.of(scratch)
+    return found
+
+
 def savings(results: Sequence[Mapping[str, Any]], cost: str = "flops") -> list[Saving]:
     """Every recipe against the frontier of its own seed, in the order in which they come.
 
     Args:
         cost: key of what is spent: "flops", or "seconds".
     """
-    frontiers: dict[int, Frontier] = {}
-    for seed in sorted({result["seed"] for result in results}):
-        with contextlib.suppress(ValueError):  # too few runs from scratch yet
-            scratch = [(r[cost], r["loss"]) for r in results if r["scratch"] and r["seed"] == seed]
-            frontiers[seed] = Frontier.of(scratch)
+    lines = frontiers(results, cost)
     found: dict[str, list[Mapping[str, Any]]] = {}
     for result in results:
         if not result["scratch"]:
@@ -93,7 +104,7 @@ def savings(results: Sequence[Mapping[str, Any]], cost: str = "flops") -> list[S
     for name, runs in found.items():
         bounds = []
         for run in runs:
-            frontier = frontiers.get(run["seed"])
+            frontier = lines.get(run["seed"])
             least, most = frontier.enclosed(run["loss"]) if frontier else (0.0, inf)
             bounds.append((least / run[cost], most / run[cost]))
         seeds, losses, costs = (tuple(run[key] for run in runs) for key in ("seed", "loss", cost))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from math import inf
 
 from benchmarks.growth.experiment import Experiment
-from benchmarks.growth.frontier import Saving
+from benchmarks.growth.frontier import Saving, frontiers
 from benchmarks.growth.reading import Trained, best, judged, known_bounds, mean_bounds, unbeaten
 from benchmarks.results import Table
 
@@ -60,11 +60,18 @@ def headline(trained: Trained) -> str:
 
 
 def scratch(trained: Trained) -> str:
-    """The runs that make the frontier."""
-    return _table(
-        ["run", "final loss", "TFLOP", "seconds", "seeds"],
-        [[name, *_spent(trained, name), str(len(trained.of(name)))] for name in trained.scratch],
-    )
+    """The runs that make the frontier, and how well it tells one of them from the others."""
+    rows = []
+    for name in trained.scratch:
+        pace = trained.mean(name, "seconds") / trained.mean(name, "flops") * 1e12
+        rows.append([name, *_spent(trained, name), f"{pace:.1f}", str(len(trained.of(name)))])
+    told = _table(["run", "final loss", "TFLOP", "seconds", "seconds per TFLOP", "seeds"], rows)
+    if checked := [ratio for line in frontiers(trained.results).values() for ratio in line.left_out()]:
+        told += (
+            f"\n\nA run left out, the line through the others says that its loss costs {_ranged(checked)} times the "
+            "FLOPs that it did (mean over runs and seeds, and range)."
+        )
+    return told
 
 
 def recipes(trained: Trained) -> str:

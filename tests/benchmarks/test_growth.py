@@ -33,6 +33,14 @@ def test_a_run_that_a_cheaper_one_has_beaten_is_left_out() -> None:
         Frontier.of([(10, 3.0), (20, 3.5)])
 
 
+def test_what_the_line_says_of_a_run_that_is_left_out() -> None:
+    """The true curve hangs below its chords: what they say that a loss costs is more than it does."""
+    hangs = Frontier.of([(1e1, 4.0), (1e2, 2.5), (1e3, 2.0)])
+    assert hangs.left_out() == pytest.approx([10 ** (1 + 1.5) / 1e2])
+    assert Frontier.of([(1e1, 4.0), (1e2, 3.0), (1e3, 2.0)]).left_out() == pytest.approx([1])
+    assert Frontier.of([(1e1, 4.0), (1e3, 2.0)]).left_out() == []
+
+
 def test_a_recipe_is_read_against_the_frontier_of_its_seed() -> None:
     scratch = {"scratch": True, "name": "s"}
     results = [

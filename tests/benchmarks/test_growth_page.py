@@ -55,10 +55,10 @@ TEXT = {"name": "hand.txt", "characters": 1234567, "sha256": "0" * 64}
 PAGE = "".join(f"<!-- growth: hand {part} -->\nold\n<!-- end -->\n" for part in SECTIONS)
 
 
-def written(folder: Path, runs: dict[str, list[tuple[float, float, float]]]) -> Trained:
+def written(folder: Path, runs: dict[str, list[tuple[float, float, float]]], described_by: str = EXPERIMENT) -> Trained:
     """Results in a folder, and what is read of them."""
     file, results = folder / "hand.yaml", folder / "results" / "hand"
-    file.write_text(EXPERIMENT)
+    file.write_text(described_by)
     results.mkdir(parents=True, exist_ok=True)
     experiment = load(file)
     for variant in variants(experiment):
@@ -98,7 +98,9 @@ def test_recipes(trained: Trained) -> None:
 
 
 def test_the_other_parts(trained: Trained) -> None:
-    assert cells(SECTIONS["scratch"](trained), "scratch, 10 steps")[1:] == ["4.000 ± 0.000", "1.00", "10", "3"]
+    scratch = SECTIONS["scratch"](trained)
+    assert cells(scratch, "scratch, 10 steps")[1:] == ["4.000 ± 0.000", "1.00", "10", "10.0", "3"]
+    assert "left out" not in scratch  # two runs have none between them
     assert "| from scratch | 10, 100 steps |" in SECTIONS["setup"](trained)
     assert "saved by *two*" in SECTIONS["best"](trained) and ">5.00" in SECTIONS["best"](trained)
     (pair,) = SECTIONS["pairs"](trained).splitlines()[2:]
@@ -111,6 +113,14 @@ def test_the_other_parts(trained: Trained) -> None:
         f"{sum(worth) / 3:.2f} ({worth[2]:.2f} to {worth[0]:.2f})",
         "worse in every seed",
     ]
+
+
+def test_how_far_the_line_can_be_trusted(tmp_path: Path) -> None:
+    more = EXPERIMENT.replace("scratch: [100, 10]", "scratch: [100, 10, 30]")
+    middle = [(2.5, 10, 100), (2.6, 10, 100), (3.0, 10, 100)]  # the line says 10 ** 1.5, 10 ** 1.4, 10 TFLOP
+    text = SECTIONS["scratch"](written(tmp_path, {**RUNS, "scratch, 30 steps": middle}, more))
+    mean = (10**0.5 + 10**0.4 + 1) / 3
+    assert f"{mean:.2f} (1.00 to {10**0.5:.2f}) times the FLOPs" in " ".join(text.split())
 
 
 def test_a_pair_that_does_not_spend_the_same_is_none(tmp_path: Path) -> None:
