@@ -6,11 +6,15 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from transformers import GPT2LMHeadModel, TrainerCallback
 
 from morphing_trainer import MorphingTrainer
 from tests.support import Tokens, arguments, tiny_model
+
+HALVES = pytest.mark.parametrize("first", [1, pytest.param(2, marks=pytest.mark.long)], ids=["odd", "even"])
+"""The first of every second step to resume from."""
 
 DROPOUT = {"resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1}
 

@@ -18,7 +18,7 @@ from morphing_trainer.run.bundle import read_bundle
 from morphing_trainer.run.journal import read_journal
 from morphing_trainer.schedule import Schedule
 from tests.support import Tokens, losses, same, tiny_model, trainer, weights
-from tests.trainer.common import DROPOUT, StopsAfter, applied, entry, evaluations, optimizer_state, rates
+from tests.trainer.common import DROPOUT, HALVES, StopsAfter, applied, entry, evaluations, optimizer_state, rates
 
 RESTART = [entry("reset_lr_schedule", None, 2), entry("change_lr", 0.9, 0), entry("widen_mlp", 1.25, 2, noise=0.1)]
 """One round takes 2 + 1 + 2 steps, and draws random numbers."""
@@ -111,8 +111,9 @@ def test_a_loss_trigger_repeats_at_every_evaluation(tmp_path: Path) -> None:
     assert applied(made) == [("change_lr", step) for step in (5, 10, 15, 20)]
 
 
-def test_from_every_step(whole: MorphingTrainer, tmp_path: Path) -> None:
-    for step in range(5, 18):
+@HALVES
+def test_from_every_step(whole: MorphingTrainer, tmp_path: Path, first: int) -> None:
+    for step in range(4 + first, 18, 2):
         resumed = run(tmp_path / f"from-{step}", resume=str(whole.run_folder / f"checkpoint-{step}"))
         assert_same_run(resumed, whole)
         assert overrides(resumed.run_folder) == []

@@ -16,7 +16,17 @@ from morphing_trainer.operations import OPERATIONS
 from morphing_trainer.run.journal import effective, read_journal
 from morphing_trainer.run.signals import RunInterrupted
 from tests.support import Tokens, losses, same, tiny_model, trainer, weights
-from tests.trainer.common import DROPOUT, StopsAfter, applied, entry, evaluations, ledger, optimizer_state, rates
+from tests.trainer.common import (
+    DROPOUT,
+    HALVES,
+    StopsAfter,
+    applied,
+    entry,
+    evaluations,
+    ledger,
+    optimizer_state,
+    rates,
+)
 
 EVERY_OPERATION = [
     entry("change_lr", 0.5, 0),
@@ -68,8 +78,6 @@ RUN = {
     "lr_scheduler_type": "cosine",
     "save_total_limit": 100,
 }
-HALVES = pytest.mark.parametrize("first", [1, pytest.param(2, marks=pytest.mark.long)], ids=["odd", "even"])
-"""The first of every second step to resume from."""
 
 
 def make(folder: Path, schedule: Any = None, **changes: Any) -> MorphingTrainer:

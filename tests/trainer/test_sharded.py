@@ -91,7 +91,7 @@ def test_the_same_as_ddp(schedule: Any, lora: LoraArguments, tmp_path: Path) -> 
 
 
 @WAYS
-@pytest.mark.parametrize("steps", [(5, 11), pytest.param(range(1, 15), marks=pytest.mark.long)], ids=["two", "all"])
+@pytest.mark.parametrize("steps", [(11,), pytest.param(range(1, 15), marks=pytest.mark.long)], ids=["one", "all"])
 def test_resumed_to_the_bit(schedule: Any, lora: LoraArguments, steps: Sequence[int], tmp_path: Path) -> None:
     drops = {"dropout": 0.1, "options": EVERY_STEP}
     whole = complete(job(tmp_path / "whole", schedule, lora, **drops), processes=2)

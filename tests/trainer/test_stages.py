@@ -22,6 +22,7 @@ from morphing_trainer.run.journal import read_journal
 from morphing_trainer.run.length import Length
 from morphing_trainer.run.statistics import overall
 from tests.support import Tokens, losses, pieces, same, staged_data, tiny_model, trainer, weights
+from tests.trainer.common import HALVES
 from tests.trainer.program import Job, complete, killed_repeatedly
 
 GROWING: list[dict[str, Any]] = [
@@ -153,9 +154,10 @@ def test_statistics_are_the_sums_of_the_steps(whole: MorphingTrainer) -> None:
     assert [line["tokens"] for line in lines][-1] == state.tokens
 
 
-def test_from_every_step_it_ends_with_the_same_bits(whole: MorphingTrainer, tmp_path: Path) -> None:
+@HALVES
+def test_from_every_step_it_ends_with_the_same_bits(whole: MorphingTrainer, tmp_path: Path, first: int) -> None:
     assert whole.session is not None
-    for step in range(1, whole.session.state.step + 1):
+    for step in range(first, whole.session.state.step + 1, 2):
         checkpoint = str(whole.run_folder / f"checkpoint-{step}")
         resumed = run(tmp_path / str(step), resume=checkpoint, dropout=True)
         assert same(weights(resumed), weights(whole)), f"resumed at {step}"
@@ -344,8 +346,11 @@ def test_a_stage_in_tokens_reads_as_many_epochs_as_it_needs(tmp_path: Path) -> N
     assert state.step == state.end == made.state.max_steps == 10
 
 
+@HALVES
 @pytest.mark.parametrize("scheduler", [pytest.param("linear", marks=pytest.mark.long), "cosine"])
-def test_where_the_end_was_only_estimated_the_rate_is_the_same_after_a_resume(tmp_path: Path, scheduler: str) -> None:
+def test_where_the_end_was_only_estimated_the_rate_is_the_same_after_a_resume(
+    tmp_path: Path, scheduler: str, first: int
+) -> None:
     """Samples of a stage in tokens differ in length, so its end moves while the learning rate decays to it."""
     long_first = pieces([3, 1, 4, 2, 6, 1, 5, 3, 2, 4], seed=8)
     stages = [
@@ -357,7 +362,7 @@ def test_where_the_end_was_only_estimated_the_rate_is_the_same_after_a_resume(tm
     assert whole.session is not None
     end = whole.session.state.step
     assert whole.session.state.planned != end, "or nothing is shown"
-    for step in range(1, end):
+    for step in range(first, end, 2):
         resumed = run(tmp_path / str(step), [], str(whole.run_folder / f"checkpoint-{step}"), **options)
         assert same(weights(resumed), weights(whole)), f"resumed at {step}"
 
