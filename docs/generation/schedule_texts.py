@@ -78,8 +78,8 @@ run lasts, so it must come last. A group repeats several operations in turn, eac
 ```
 
 A group holds `repeat`, `operations` and, if you like, `desc`. Groups do not nest; what repeats cannot be `completed`.
-A condition that stays true once it is, such as `at_step` or `at_share`, lets each round follow at once: put a
-`waited` beside it under `all`.
+A condition that stays true once it is, such as `at_step` or `at_share`, lets each round follow at once, as `morph plan`
+points out: put a `waited` beside it under `all`.
 Written out, repeats may amount to 10,000 operations; `end` has no limit. The first round of `end` stands in the plan;
 checked are also the rounds after it, as far as the run may come, until one leaves model and settings as they were.
 Random numbers are drawn anew in every round. A resume may change what has not been done: write out the rounds that
