@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.flops import run_flops, training_flops
-from benchmarks.results import Table, add_keep, publish
+from benchmarks.results import Table, add_keep, options_of, publish
 from morphing_trainer.cli.arguments import parse
 from morphing_trainer.cli.train import train
 from morphing_trainer.run.journal import effective, read_journal
@@ -57,8 +57,8 @@ def compare(seed: int, folder: Path, extra: list[str]) -> list[tuple[str, float,
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44])
+    parser = options_of(__doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44], help="of the runs")
     add_keep(parser)
     return parser
 

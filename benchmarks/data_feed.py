@@ -24,7 +24,7 @@ import torch
 from transformers import TrainingArguments
 
 from benchmarks.data_corpus import paragraphs
-from benchmarks.results import Table, add_keep, publish
+from benchmarks.results import Table, add_keep, options_of, publish
 from morphing_trainer.cli.arguments import parse
 from morphing_trainer.data.cursor import Batch, Cursor
 from morphing_trainer.data.feeding import segment_loader
@@ -40,10 +40,10 @@ DOCUMENTS, PARAGRAPHS = 1500, 5
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=2.0)
-    parser.add_argument("--documents", type=int, default=DOCUMENTS)
+    parser = options_of(__doc__)
+    parser.add_argument("--rounds", type=int, default=5, help="how often all is measured")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
+    parser.add_argument("--documents", type=int, default=DOCUMENTS, help="of the generated text")
     add_keep(parser)
     return parser
 

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import psutil
 
 from benchmarks.data_corpus import write_corpus
-from benchmarks.results import Table, add_keep, publish
+from benchmarks.results import Table, add_keep, options_of, publish
 
 
 class Measured(NamedTuple):
@@ -59,11 +59,11 @@ def _children(process: psutil.Process) -> list[psutil.Process]:
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--megabytes", type=float, default=1000)
-    parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--mode", default="packing", choices=["packing", "continuation"])
-    parser.add_argument("--folder", type=Path, help="folder to work in (default: a temporary one)")
+    parser = options_of(__doc__)
+    parser.add_argument("--megabytes", type=float, default=1000, help="of generated text")
+    parser.add_argument("--workers", type=int, default=1, help="processes that tokenize")
+    parser.add_argument("--mode", default="packing", choices=["packing", "continuation"], help="of the samples")
+    parser.add_argument("--folder", type=Path, help="to work in, instead of a temporary one")
     add_keep(parser)
     return parser
 

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from transformers import GPT2Config, Trainer, TrainingArguments
 
-from benchmarks.results import Table, add_keep, publish
+from benchmarks.results import Table, add_keep, options_of, publish
 from benchmarks.throughput import LENGTH, VOCABULARY, WARM_UP, Stopwatch
 from morphing_trainer import MorphingConfig, MorphingTrainer
 from morphing_trainer.data.samples import Blocks, collate
@@ -103,12 +103,12 @@ def started(launcher: list[str], threads: int, options: argparse.Namespace) -> l
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--pairs", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--hidden", type=int, default=128)
+    parser = options_of(__doc__)
+    parser.add_argument("--rounds", type=int, default=3, help="how often two processes, then one, are started")
+    parser.add_argument("--pairs", type=int, default=3, help="of runs in each round")
+    parser.add_argument("--steps", type=int, default=60, help="of every run")
+    parser.add_argument("--layers", type=int, default=4, help="blocks of the model")
+    parser.add_argument("--hidden", type=int, default=128, help="its width")
     parser.add_argument("--into", default="", help=argparse.SUPPRESS)
     add_keep(parser)
     return parser

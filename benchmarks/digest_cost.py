@@ -15,7 +15,7 @@ import statistics
 from transformers import GPT2Config
 
 from benchmarks.morph_cost import starting_point, timed
-from benchmarks.results import Table, add_keep, publish
+from benchmarks.results import Table, add_keep, options_of, publish
 from morphing_trainer import morph
 from morphing_trainer.engine import states_by_name
 from morphing_trainer.run.digest import digest, parts_of
@@ -24,8 +24,8 @@ OPERATION = {"name": "stack_layers", "value": 2}
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--repeats", type=int, default=3)
+    parser = options_of(__doc__)
+    parser.add_argument("--repeats", type=int, default=3, help="how often each is measured")
     parser.add_argument("--small", action="store_true", help="a model of 0.1M parameters, to try it out")
     add_keep(parser)
     return parser

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from transformers import GPT2Config
 
-from benchmarks.results import Table, add_keep, publish
+from benchmarks.results import Table, add_keep, options_of, publish
 from morphing_trainer import MorphingConfig, MorphingTrainer
 from morphing_trainer.data.samples import Blocks, collate
 from morphing_trainer.data.tokenizer import train_tokenizer
@@ -55,12 +55,12 @@ def evaluate(trainer: MorphingTrainer, metrics: list[str], example: bool) -> tup
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--pairs", type=int, default=7)
-    parser.add_argument("--batches", type=int, default=50)
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--hidden", type=int, default=128)
-    parser.add_argument("--vocabulary", type=int, default=2048)
+    parser = options_of(__doc__)
+    parser.add_argument("--pairs", type=int, default=7, help="how often each pair is measured")
+    parser.add_argument("--batches", type=int, default=50, help="of each evaluation")
+    parser.add_argument("--layers", type=int, default=4, help="blocks of the model")
+    parser.add_argument("--hidden", type=int, default=128, help="its width")
+    parser.add_argument("--vocabulary", type=int, default=2048, help="tokens that it knows")
     add_keep(parser)
     return parser
 

@@ -32,7 +32,7 @@ from benchmarks.device.morphs import ADAPTERS, alone, in_a_run
 from benchmarks.device.peaks import known_peak
 from benchmarks.device.report import Place, as_data, markdown
 from benchmarks.device.speed import Speeds, sized
-from benchmarks.results import LIBRARIES, device
+from benchmarks.results import LIBRARIES, device, options_of
 from benchmarks.throughput import WARM_UP, Size
 
 BEFORE_AND_AFTER = 15.0
@@ -146,7 +146,7 @@ def new_file(text: str) -> Path:
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser = options_of(__doc__)
     parser.add_argument("--minutes", type=positive, default=8.0, help="in all; what does not fit is left out")
     parser.add_argument("--json", type=new_file, metavar="FILE", help="write all figures here, for machines")
     parser.add_argument("--markdown", type=new_file, metavar="FILE", help="write the tables here, instead of printing")

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from transformers import GPT2Config, TrainerCallback
 
-from benchmarks.results import Table, add_keep, publish
+from benchmarks.results import Table, add_keep, options_of, publish
 from morphing_trainer import LoraArguments, MorphingConfig, MorphingTrainer, add_adapters
 from morphing_trainer.models import new_model
 from morphing_trainer.reporting.records import Record
@@ -65,7 +65,7 @@ class Tokens(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser = options_of(__doc__)
     parser.add_argument("--small", action="store_true", help="a tiny model, to try the benchmark out")
     add_keep(parser)
     return parser

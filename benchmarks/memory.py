@@ -25,8 +25,8 @@ from torch import nn
 from transformers import GPT2Config, Trainer, TrainerCallback, TrainingArguments
 
 from benchmarks.allocations import Meter, Span
-from benchmarks.results import Table, add_keep, publish
-from benchmarks.resume_cost import Arrived
+from benchmarks.arrival import Arrived
+from benchmarks.results import Table, add_keep, options_of, publish
 from morphing_trainer import MorphingConfig, MorphingTrainer
 from morphing_trainer.data.samples import Blocks, collate
 from morphing_trainer.models import new_model
@@ -170,13 +170,13 @@ def row(span: Span) -> list[str]:
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--layers", type=int, default=12)
-    parser.add_argument("--hidden", type=int, default=768)
-    parser.add_argument("--vocabulary", type=int, default=50257)
-    parser.add_argument("--length", type=int, default=1024)
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--bf16", action="store_true")
+    parser = options_of(__doc__)
+    parser.add_argument("--layers", type=int, default=12, help="blocks of the model")
+    parser.add_argument("--hidden", type=int, default=768, help="its width")
+    parser.add_argument("--vocabulary", type=int, default=50257, help="tokens that it knows")
+    parser.add_argument("--length", type=int, default=1024, help="tokens of a sample")
+    parser.add_argument("--batch", type=int, default=1, help="samples of a step")
+    parser.add_argument("--bf16", action="store_true", help="autocast to bfloat16, instead of float32")
     add_keep(parser)
     return parser
 

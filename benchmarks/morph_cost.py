@@ -31,7 +31,7 @@ import torch
 from transformers import GPT2Config
 
 from benchmarks.recompilation import recompilation
-from benchmarks.results import Table, add_keep, publish
+from benchmarks.results import Table, add_keep, options_of, publish
 from morphing_trainer import Morphed, morph
 from morphing_trainer.models import new_model
 
@@ -226,10 +226,12 @@ def table(costs: Mapping[str, Cost], recompilations: Mapping[str, float], option
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--size", choices=SIZES, default="small")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--only", choices=OPERATIONS, nargs="+", default=list(OPERATIONS), metavar="OPERATION")
+    parser = options_of(__doc__)
+    parser.add_argument("--size", choices=SIZES, default="small", help="of GPT-2")
+    parser.add_argument("--repeats", type=int, default=5, help="how often each is measured")
+    parser.add_argument(
+        "--only", choices=OPERATIONS, nargs="+", metavar="OPERATION", help="operations of the table, instead of all"
+    )
     parser.add_argument("--compiled", action="store_true", help="measure recompilation, too")
     add_keep(parser)
     return parser
@@ -238,7 +240,7 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     options = parser().parse_args()
     costs, recompilations = {}, {}
-    for name in options.only:
+    for name in options.only or OPERATIONS:
         costs[name] = in_new_process(partial(measure, name, options.size, options.repeats))
         if options.compiled:
             recompilations[name] = in_new_process(partial(recompilation, OPERATIONS[name], config(options.size)))

@@ -33,7 +33,7 @@ from torch.distributed.tensor import DTensor
 from transformers import GPT2Config
 
 from benchmarks.morph_cost import copies_of, reset_peak, resident, settle, timed
-from benchmarks.results import Table, add_keep, publish
+from benchmarks.results import Table, add_keep, options_of, publish
 from morphing_trainer import MorphingConfig, MorphingTrainer
 from morphing_trainer.models import new_model
 from morphing_trainer.operations import ArchitectureOperation
@@ -163,9 +163,9 @@ def launched(way: str, processes: int, small: bool) -> list[dict[str, float]]:
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser = options_of(__doc__)
+    parser.add_argument("--processes", type=int, default=2, help="of the run")
+    parser.add_argument("--repeats", type=int, default=3, help="how often each is measured")
     parser.add_argument("--small", action="store_true", help="a tiny model, to try the benchmark out")
     parser.add_argument("--rank-of", choices=["ddp", "fsdp2"], help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)

@@ -83,6 +83,12 @@ class Kept:
         return cls(**{**data, "table": Table(**data["table"])})
 
 
+def options_of(docstring: str | None) -> argparse.ArgumentParser:
+    """A parser for the options of a module, which tells the first line of its docstring and all defaults."""
+    description = (docstring or "").split("\n", 1)[0]
+    return argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+
+
 def add_keep(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keep", metavar="NAME", help="keep the table as benchmarks/results/NAME.json, for the docs")
 
@@ -114,13 +120,15 @@ def publish(table: Table, module: str, keep: str | None) -> None:
 def mark(module: str) -> str:
     """Digest of the code of a module and of the benchmarks that it imports, but this file, which measures nothing.
 
-    It is another one if what they do may have changed, the same for comments and docstrings.
+    It is another one if what they do may have changed, the same for comments, docstrings and the help of options.
     """
     digest = hashlib.sha256()
     for _, tree in sorted(_code(module, {}).items()):
         for node in ast.walk(tree):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
                 node.body = node.body[1:]
+            if isinstance(node, ast.Call):
+                node.keywords = [word for word in node.keywords if word.arg != "help"]
         digest.update(ast.dump(tree).encode())
     return digest.hexdigest()[:16]
 

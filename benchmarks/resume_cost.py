@@ -9,10 +9,11 @@ Each is timed in a process of its own, as it is in life: memory that a process h
 
 Reading is `Path.read_bytes()` of every file, one after the other, until all of them are in memory, where a resume
 needs them too; "through a buffer" is reading them into one buffer of 4 MiB over and over, for comparison. In the row
-"cold", the files are dropped from the page cache before each measurement (Linux); in the row "warm", they are all in
-it, and reading them is no more than copying memory. Rounds alternate reading, resume and fresh start; medians. Other
-work on a machine only ever adds to a time, so "of the fastest" is the fastest resume, less the fastest fresh start, to
-the fastest reading.
+"cold", the files are dropped from the page cache right before each measurement (Linux); in the row "warm", they are all
+in it, and reading them is no more than copying memory. Right before, because memory that lies free for a second may go
+back to the host of a virtual machine, and takes longer to fill then. Rounds alternate reading, resume and fresh start;
+medians. Other work on a machine only ever adds to a time, so "of the fastest" is the fastest resume, less the fastest
+fresh start, to the fastest reading.
 """
 
 from __future__ import annotations
@@ -25,14 +26,17 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GPT2Config, TrainerCallback
+from transformers import GPT2Config
 
-from benchmarks.results import Table, add_keep, publish
+from benchmarks.arrival import Arrived, Arrives
+from benchmarks.results import Table, add_keep, options_of, publish
 from morphing_trainer import MorphingConfig, MorphingTrainer
 from morphing_trainer.data.samples import Blocks, collate
 from morphing_trainer.models import new_model
@@ -40,21 +44,6 @@ from morphing_trainer.models import new_model
 LENGTH = 16
 MEASUREMENTS = ("passing", "reading", "resume", "fresh")
 BUFFER = 4 << 20
-
-
-class Arrived(Exception):
-    """The first step begins."""
-
-
-class Arrives(TrainerCallback):
-    """Ends a run where its first step begins, and takes the time."""
-
-    def __init__(self) -> None:
-        self.at = 0.0
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.at = time.perf_counter()
-        raise Arrived
 
 
 def make(folder: Path, model: torch.nn.Module, data: Blocks, callbacks: list[Any], steps: int = 4) -> MorphingTrainer:
@@ -72,11 +61,12 @@ def make(folder: Path, model: torch.nn.Module, data: Blocks, callbacks: list[Any
     return MorphingTrainer(model, arguments, train_dataset=data, data_collator=collate, callbacks=callbacks)
 
 
-def to_first_step(folder: Path, config: GPT2Config, data: Blocks, resume: bool) -> float:
-    """Seconds from `train` to the first step."""
+def to_first_step(folder: Path, config: GPT2Config, data: Blocks, resume: bool, before: Callable[[], None]) -> float:
+    """Seconds from `train` to the first step; `before` is called right before."""
     arrives = Arrives()
     trainer = make(folder, new_model(copy.deepcopy(config), seed=0), data, [arrives])
     trainer.args.overwrite_output_dir = not resume
+    before()
     start = time.perf_counter()
     with contextlib.suppress(Arrived):
         trainer.train(resume or None)
@@ -129,14 +119,13 @@ def measure(what: str, run: Path, config: GPT2Config, cold: bool) -> float:
         what: of `MEASUREMENTS`.
         run: folder of a run whose checkpoint is resumed.
     """
-    settle(saved_files(run), cold)
-    if what == "passing":
-        return pass_through(saved_files(run))
-    if what == "reading":
-        return read(saved_files(run))
+    files = saved_files(run)
+    if what in ("passing", "reading"):
+        settle(files, cold)
+        return pass_through(files) if what == "passing" else read(files)
     folder = run if what == "resume" else run.with_name("fresh")
     with open(os.devnull, "w") as quiet, contextlib.redirect_stdout(quiet):
-        return to_first_step(folder, config, samples(), resume=what == "resume")
+        return to_first_step(folder, config, samples(), what == "resume", partial(settle, files, cold))
 
 
 def samples() -> Blocks:
@@ -146,11 +135,11 @@ def samples() -> Blocks:
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--layers", type=int, default=12)
-    parser.add_argument("--hidden", type=int, default=768)
-    parser.add_argument("--vocabulary", type=int, default=50257)
+    parser = options_of(__doc__)
+    parser.add_argument("--rounds", type=int, default=5, help="how often all is measured")
+    parser.add_argument("--layers", type=int, default=12, help="blocks of the model")
+    parser.add_argument("--hidden", type=int, default=768, help="its width")
+    parser.add_argument("--vocabulary", type=int, default=50257, help="tokens that it knows")
     add_keep(parser)
     return parser
 

@@ -25,7 +25,7 @@ import torch
 from torch import nn
 from transformers import GPT2Config, TrainerCallback
 
-from benchmarks.results import Table, add_keep, publish
+from benchmarks.results import Table, add_keep, options_of, publish
 from morphing_trainer import MorphingConfig, MorphingTrainer
 from morphing_trainer.data.samples import Blocks, collate
 from morphing_trainer.models import new_model
@@ -93,11 +93,11 @@ def run(folder: Path, model: nn.Module, data: Blocks, beside: bool) -> tuple[flo
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--layers", type=int, default=12)
-    parser.add_argument("--hidden", type=int, default=768)
-    parser.add_argument("--vocabulary", type=int, default=50257)
+    parser = options_of(__doc__)
+    parser.add_argument("--rounds", type=int, default=5, help="how often all is measured")
+    parser.add_argument("--layers", type=int, default=12, help="blocks of the model")
+    parser.add_argument("--hidden", type=int, default=768, help="its width")
+    parser.add_argument("--vocabulary", type=int, default=50257, help="tokens that it knows")
     add_keep(parser)
     return parser
 

@@ -36,8 +36,8 @@ import torch
 from torch import nn
 from transformers import GPT2Config
 
-from benchmarks.results import Table, add_keep, publish
-from benchmarks.resume_cost import Arrived, Arrives
+from benchmarks.arrival import Arrived, Arrives
+from benchmarks.results import Table, add_keep, options_of, publish
 from morphing_trainer import MorphingConfig, MorphingTrainer
 from morphing_trainer.data.samples import Blocks, collate
 from morphing_trainer.models import new_model
@@ -223,10 +223,10 @@ def table(found: dict[str, list[float]], options: argparse.Namespace) -> Table:
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--hidden", type=int, default=128)
+    parser = options_of(__doc__)
+    parser.add_argument("--rounds", type=int, default=5, help="how often all is measured")
+    parser.add_argument("--layers", type=int, default=4, help="blocks of the model")
+    parser.add_argument("--hidden", type=int, default=128, help="its width")
     parser.add_argument("--far", type=int, default=100_000, help="steps of the long run that is resumed")
     parser.add_argument("--samples", type=int, default=10_000_000, help="of the data set that runs are resumed on")
     add_keep(parser)

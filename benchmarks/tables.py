@@ -8,12 +8,11 @@ A whole table stands between `<!-- table: NAME -->` and `<!-- end of table -->`,
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 from pathlib import Path
 
-from benchmarks.results import KEPT, Kept, mark
+from benchmarks.results import KEPT, Kept, mark, options_of
 
 ROOT = Path(__file__).parent.parent
 _BLOCK = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
@@ -60,7 +59,7 @@ def outdated(kept: Path = KEPT) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser = options_of(__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing; fail if a page is not as it would be")
     options = parser.parse_args()
     changed = [path for path in pages() if filled(text := path.read_text(encoding="utf-8")) != text]

@@ -58,9 +58,9 @@ def made(trained: Trained, docs: Path) -> dict[Path, str]:
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--experiment", type=Path, default=HERE / "small.yaml")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder with a folder for each experiment")
-    parser.add_argument("--docs", type=Path, default=ROOT / "docs")
+    parser.add_argument("--experiment", type=Path, default=HERE / "small.yaml", help="YAML; default: small.yaml")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="of the runs; default: benchmarks/growth/results")
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="folder of the pages; default: docs")
     parser.add_argument("--check", action="store_true", help="change nothing; fail if a page is not as it would be")
     return parser
 

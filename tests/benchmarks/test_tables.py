@@ -91,6 +91,9 @@ def test_a_mark_is_of_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     begun = of('"""One."""\ndef f():\n    """Two."""\n    return 1\n')
     assert of('"""Other."""\n\n\ndef f():  # why\n    """Words."""\n    return 1\n') == begun
     assert of('"""One."""\ndef f():\n    """Two."""\n    return 2\n') != begun
+    option = 'parser.add_argument("--n", default={}, help="{}")\n'
+    assert of(option.format(1, "one")) == of(option.format(1, "other"))
+    assert of(option.format(1, "one")) != of(option.format(2, "one"))
 
 
 def test_a_mark_is_also_of_what_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
