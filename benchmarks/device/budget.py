@@ -92,7 +92,7 @@ def carry_out(
         except OutOfTime:
             account.failed.append(f"{part.name}: was cut off when the time was over")
         except (KeyboardInterrupt, SystemExit):
-            account.failed.append(f"{part.name}: was interrupted")
+            account.left_out.append(f"{part.name}: was interrupted")
             account.interrupted = True
         except Exception as error:  # of any kind: the other parts have nothing to do with it
             account.failed.append(f"{part.name}: {brief(error)}")
