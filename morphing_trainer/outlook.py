@@ -213,13 +213,14 @@ def latest(trigger: Trigger, since: int, tokens: int, per_step: int, end: int | 
 
 def _at_once(phases: Sequence[Played]) -> list[bool]:
     """See `Prospect`. Of rounds that are written out, the first tells it."""
-    entries = [each.entry for each in phases]
-    endless = all(each.entry and _stays(each.entry.trigger) for each in phases if each.phase.repeats)
     found = [False]
-    for number, (before, entry) in enumerate(itertools.pairwise(entries), 1):
-        assert entry is not None
-        first_of_many = before != entry and entries[number + 1 : number + 2] == [entry]
-        found.append(endless if phases[number].phase.repeats else first_of_many and _stays(entry.trigger))
+    led = [(each.entry, each.phase.repeats) for each in phases if each.entry is not None]
+    for _, item in itertools.groupby(led, lambda pair: (pair[0].source, pair[0].place.item)):
+        rounds = list(item)
+        (first, endless), (last, _) = rounds[0], rounds[-1]
+        again = endless or first.place.round != last.place.round
+        at_once = again and all(_stays(entry.trigger) for entry, _ in rounds)
+        found += [at_once and entry.place.round == first.place.round for entry, _ in rounds]
     return found
 
 

@@ -162,12 +162,18 @@ def test_advice_on_repeating_at_once() -> None:
             found = advise(outlook({**LR, "repeat": times, "when": when}))
             assert ["each round of it follows at once" in each.what for each in found] == [True], (when, times)
             assert found[0].index == 1
-    group = {"repeat": "end", "operations": [{**LR, "when": stays[0]}, {**LR, "when": stays[0]}]}
-    assert [each.index for each in advise(outlook(group))] == [1, 2]
+    freeze = {"name": "freeze_layer", "value": "wpe", "when": {"at_step": 400}}
+    for times in (3, "end"):
+        group = {"repeat": times, "operations": [{**LR, "when": stays[0]}, freeze]}
+        assert [each.index for each in advise(outlook(group))] == [1, 2]
+    assert [each.index for each in advise(outlook({**LR, **WAIT}, {**LR, "repeat": 2, "when": stays[0]}))] == [2]
 
 
 @pytest.mark.parametrize("times", [3, "end"])
 def test_repeating_with_a_wait_is_fine(times: int | str) -> None:
+    """And so is what is written twice, or repeated once."""
+    twice = {**LR, "when": {"at_share": 0.5}}
+    assert advise(outlook(twice, twice, {**twice, "repeat": 1})) == []
     waits = {"all": [{"waited": 10}, {"at_share": 0.5}]}
     assert advise(outlook({**LR, "repeat": times, "when": waits})) == []
     assert advise(outlook({**LR, "repeat": times, **WAIT})) == []
