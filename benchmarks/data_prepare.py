@@ -62,7 +62,9 @@ def parser() -> argparse.ArgumentParser:
     parser = options_of(__doc__)
     parser.add_argument("--megabytes", type=float, default=1000, help="of generated text")
     parser.add_argument("--workers", type=int, default=1, help="processes that tokenize")
-    parser.add_argument("--mode", default="packing", choices=["packing", "continuation"], help="of the samples")
+    parser.add_argument(
+        "--mode", default="packing", choices=["packing", "continuation"], help="as morph data prepare has"
+    )
     parser.add_argument("--folder", type=Path, help="to work in, instead of a temporary one")
     add_keep(parser)
     return parser

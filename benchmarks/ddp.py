@@ -106,7 +106,7 @@ def parser() -> argparse.ArgumentParser:
     parser = options_of(__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="how often two processes, then one, are started")
     parser.add_argument("--pairs", type=int, default=3, help="of runs in each round")
-    parser.add_argument("--steps", type=int, default=60, help="of every run")
+    parser.add_argument("--steps", type=int, default=60, help="steps of every run")
     parser.add_argument("--layers", type=int, default=4, help="blocks of the model")
     parser.add_argument("--hidden", type=int, default=128, help="its width")
     parser.add_argument("--into", default="", help=argparse.SUPPRESS)

@@ -227,7 +227,7 @@ def table(costs: Mapping[str, Cost], recompilations: Mapping[str, float], option
 
 def parser() -> argparse.ArgumentParser:
     parser = options_of(__doc__)
-    parser.add_argument("--size", choices=SIZES, default="small", help="of GPT-2")
+    parser.add_argument("--size", choices=SIZES, default="small", help="which GPT-2")
     parser.add_argument("--repeats", type=int, default=5, help="how often each is measured")
     parser.add_argument(
         "--only", choices=OPERATIONS, nargs="+", metavar="OPERATION", help="operations of the table, instead of all"

@@ -164,7 +164,7 @@ def launched(way: str, processes: int, small: bool) -> list[dict[str, float]]:
 
 def parser() -> argparse.ArgumentParser:
     parser = options_of(__doc__)
-    parser.add_argument("--processes", type=int, default=2, help="of the run")
+    parser.add_argument("--processes", type=int, default=2, help="that share the run")
     parser.add_argument("--repeats", type=int, default=3, help="how often each is measured")
     parser.add_argument("--small", action="store_true", help="a tiny model, to try the benchmark out")
     parser.add_argument("--rank-of", choices=["ddp", "fsdp2"], help=argparse.SUPPRESS)

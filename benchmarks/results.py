@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 KEPT = Path(__file__).parent / "results"
 LIBRARIES = ("torch", "transformers", "accelerate", "peft")
@@ -83,10 +84,18 @@ class Kept:
         return cls(**{**data, "table": Table(**data["table"])})
 
 
+class Options(argparse.ArgumentParser):
+    """Tells the default of every option that has one."""
+
+    def add_argument(self, *names: Any, **told: Any) -> argparse.Action:
+        if told.get("default") not in (None, "", argparse.SUPPRESS) and told.get("help") != argparse.SUPPRESS:
+            told["help"] += " (default: %(default)s)"
+        return super().add_argument(*names, **told)
+
+
 def options_of(docstring: str | None) -> argparse.ArgumentParser:
-    """A parser for the options of a module, which tells the first line of its docstring and all defaults."""
-    description = (docstring or "").split("\n", 1)[0]
-    return argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    """A parser for the options of a module, which tells the first line of its docstring."""
+    return Options(description=(docstring or "").split("\n", 1)[0])
 
 
 def add_keep(parser: argparse.ArgumentParser) -> None:

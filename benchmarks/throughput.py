@@ -248,7 +248,7 @@ def ratios(speeds: dict[str, list[float]], kind: str, base: str) -> str:
 def parser() -> argparse.ArgumentParser:
     parser = options_of(__doc__)
     parser.add_argument("--pairs", type=int, default=7, help="rounds")
-    parser.add_argument("--steps", type=int, default=60, help="of every run")
+    parser.add_argument("--steps", type=int, default=60, help="steps of every run")
     parser.add_argument("--warm_up", type=int, default=WARM_UP, help="steps that are not counted")
     parser.add_argument("--size", choices=sizes(), default="4x128", help="layers x hidden")
     parser.add_argument("--bf16", action="store_true", help="autocast to bfloat16, instead of float32")

@@ -63,13 +63,13 @@ def scratch(trained: Trained) -> str:
     """The runs that make the frontier, and how well it tells one of them from the others."""
     rows = []
     for name in trained.scratch:
-        pace = trained.mean(name, "seconds") / trained.mean(name, "flops") * 1e12
-        rows.append([name, *_spent(trained, name), f"{pace:.1f}", str(len(trained.of(name)))])
+        paces = [run["seconds"] / run["flops"] * 1e12 for run in trained.of(name)]
+        rows.append([name, *_spent(trained, name), f"{min(paces):.1f} to {max(paces):.1f}", str(len(paces))])
     told = _table(["run", "final loss", "TFLOP", "seconds", "seconds per TFLOP", "seeds"], rows)
     if checked := [ratio for line in frontiers(trained.results).values() for ratio in line.left_out()]:
         told += (
-            f"\n\nA run left out, the line through the others says that its loss costs {_ranged(checked)} times the "
-            "FLOPs that it did (mean over runs and seeds, and range)."
+            f"\n\nWhere a run between two others is left out, the line through these says that its loss costs "
+            f"{_ranged(checked)} times the FLOPs that it did (mean over runs and seeds, and range)."
         )
     return told
 

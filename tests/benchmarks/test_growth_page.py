@@ -99,7 +99,7 @@ def test_recipes(trained: Trained) -> None:
 
 def test_the_other_parts(trained: Trained) -> None:
     scratch = SECTIONS["scratch"](trained)
-    assert cells(scratch, "scratch, 10 steps")[1:] == ["4.000 ± 0.000", "1.00", "10", "10.0", "3"]
+    assert cells(scratch, "scratch, 10 steps")[1:] == ["4.000 ± 0.000", "1.00", "10", "10.0 to 10.0", "3"]
     assert "left out" not in scratch  # two runs have none between them
     assert "| from scratch | 10, 100 steps |" in SECTIONS["setup"](trained)
     assert "saved by *two*" in SECTIONS["best"](trained) and ">5.00" in SECTIONS["best"](trained)
