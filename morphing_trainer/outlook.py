@@ -19,7 +19,7 @@ from morphing_trainer.memory.footprint import Footprint, Step, step_footprint
 from morphing_trainer.planning import Played, fires_from
 from morphing_trainer.reporting.records import Phase
 from morphing_trainer.settings import Settings
-from morphing_trainer.triggers import AllOf, AnyOf, AtShare, AtStep, AtTokens, Trigger, Waited
+from morphing_trainer.triggers import AllOf, AnyOf, AtShare, AtStep, AtTokens, InStage, Trigger, Waited
 
 _ANY = 10**12
 """Steps of a run whose length is not known, to see which operations come whatever it is."""
@@ -229,6 +229,8 @@ def _stays(trigger: Trigger) -> bool:
     match trigger:
         case AtStep() | AtShare() | AtTokens():
             return True
+        case InStage(then=then):
+            return then is None or _stays(then)
         case AllOf(parts=parts):
             return all(map(_stays, parts))
         case AnyOf(parts=parts):

@@ -156,6 +156,7 @@ def test_advice_on_repeating_at_once() -> None:
         {"at_share": 0.5},
         {"any": [{"waited": 100}, {"at_step": 300}]},
         {"all": [{"at_tokens": 3200}, {"at_step": 5}]},
+        {"any": [{"stage": "later"}, {"waited": 100}]},
     ]
     for when in stays:
         for times in (3, "end"):
