@@ -55,7 +55,9 @@ def headline(trained: Trained) -> str:
     )
     if control := unbeaten(trained, name):
         losses = f"{trained.mean(control, 'loss'):.3f} against {trained.mean(name, 'loss'):.3f}"
-        told += f" But *{control}* ends lower ({losses}) for no more FLOPs: here the large model is not worth its cost."
+        more = trained.mean(control, "flops") / trained.mean(name, "flops")
+        worth = ": here the large model is not worth its cost" if more <= 1 else ""
+        told += f" But *{control}*, which never grows, ends lower ({losses}) with {more:.2f} times its FLOPs{worth}."
     return told
 
 

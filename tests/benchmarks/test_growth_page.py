@@ -162,12 +162,14 @@ def test_no_verdict_before_the_frontier_is_whole(tmp_path: Path) -> None:
 
 
 def test_a_control_is_no_recipe(tmp_path: Path) -> None:
-    """It is told where it does better than the best recipe, for no more."""
-    for loss, spent, told in ((1.5, 20, True), (1.5, 20.1, False), (1.95, 20, False)):
+    """It is told where it ends lower than the best recipe, and for how many times its FLOPs."""
+    cheap, dear = "1.00 times its FLOPs: here the large model is not worth its cost.", "1.50 times its FLOPs."
+    for loss, spent, told in ((1.5, 20, cheap), (1.5, 30, dear), (1.95, 20, "")):
         trained = written(tmp_path, {**RUNS, "four": [(loss, spent, 10.0)] * 3})
         sentence = SECTIONS["best"](trained)
         assert "saved by *two*" in sentence
-        assert ("But *four* ends lower (1.500 against 1.900) for no more FLOPs" in sentence) is told
+        end = f" But *four*, which never grows, ends lower (1.500 against 1.900) with {told}" if told else "range)."
+        assert sentence.endswith(end)
 
 
 def test_none_that_pays(tmp_path: Path) -> None:
