@@ -74,6 +74,17 @@ def test_keeping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert tables.outdated(tmp_path) == ["speed"]
 
 
+def test_the_help_tells_defaults_where_there_are_any() -> None:
+    parser = results.options_of("First line.\n\nMore.")
+    parser.add_argument("--rounds", type=int, default=5, help="how often")
+    parser.add_argument("--small", action="store_true", help="a tiny model")
+    parser.add_argument("--hidden", default="x", help=argparse.SUPPRESS)
+    results.add_keep(parser)
+    told = parser.format_help()
+    assert "how often (default: 5)" in told and "First line." in told
+    assert told.count("(default:") == 1 and "More." not in told and "--hidden" not in told
+
+
 def test_nothing_is_kept_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(results, "KEPT", tmp_path)
     publish(TABLE, "benchmarks.throughput", None)
