@@ -25,6 +25,7 @@ from tests.trainer.program import Job, complete, killed_repeatedly
 
 HARSH = {"max_loss_increase": 0.0, "within_steps": 4}
 RUN: dict[str, Any] = {"max_steps": 16, "eval_steps": 3, "save_total_limit": 100, "lr_scheduler_type": "cosine"}
+SPARSE: dict[str, Any] = {"logging_steps": 5, "save_steps": 100}
 FIRST = entry("change_lr", 1.1, 2)
 LAST = entry("widen_mlp", 1.25, 2, noise=0.1)
 
@@ -314,6 +315,16 @@ def test_log_lines_and_statistics(tmp_path: Path) -> None:
     read = [(tmp_path / name / "stats" / "overall.json").read_text() for name in ("run", "plain")]
     kept = [[line for line in text.splitlines() if '"loss"' in line or '"steps"' in line] for text in read]
     assert kept[0] == kept[1]
+
+
+def test_the_cost_of_what_was_undone_is_not_counted(tmp_path: Path) -> None:
+    """Not even that of steps which no log line had told of when the run went back."""
+    found = [
+        [line["total_flos"] for line in run(tmp_path / name, schedule, max_steps=10, **SPARSE).state.log_history]
+        for name, schedule in (("run", [guarded()]), ("plain", []))
+    ]
+    assert len(events(tmp_path / "run", "rolled_back")) == 1
+    assert found[0][1:] == found[1]  # the first line of a run with a schedule is the size it begins with
 
 
 def test_early_stopping_looks_at_what_stays(tmp_path: Path) -> None:
