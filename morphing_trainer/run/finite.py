@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from typing import Any
 
 import torch
+from torch import Tensor
 
 LOSS, GRADIENT = 1, 1 << 16
 """What may be bad. As numbers that can be added up over thousands of ranks and still be told apart."""
@@ -17,7 +19,7 @@ def what(code: int) -> str:
     return " or ".join(words)
 
 
-def all_finite(tensor: torch.Tensor) -> bool:
+def all_finite(tensor: Tensor) -> bool:
     """Whether no number of a tensor, a real one, is NaN or infinite; waits for its device.
 
     NaN and infinity are among the least and the largest, which are found in one pass and without a copy;
@@ -36,10 +38,11 @@ class Finite:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        self._at_hand = device.type == "cpu"
         self._beside = device.type == "cuda"
         self._flags = torch.zeros(2, dtype=torch.bool, device=device)
         """(loss, gradient) of the running step."""
-        self._copies: deque[tuple[int, torch.Tensor, Any]] = deque()
+        self._copies: deque[tuple[int, Tensor, Any]] = deque()
         self.step = 0
         """The step that the last answer is of."""
 
@@ -47,14 +50,20 @@ class Finite:
         """A step begins, perhaps for the second time."""
         self._flags = torch.zeros_like(self._flags)
 
-    def loss(self, loss: torch.Tensor) -> None:
+    def loss(self, loss: Tensor) -> None:
         """The loss of a micro-batch."""
-        self._flags[0] |= ~torch.isfinite(loss.detach()).all()
+        self._look(0, loss.detach())
 
     def gradient(self, norm: Any) -> None:
         """The norm of the gradients of a step, over all parameters."""
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else torch.as_tensor(norm, device=self._device)
-        self._flags[1] |= ~torch.isfinite(norm.detach())
+        self._look(1, norm.detach())
+
+    def _look(self, place: int, number: Tensor) -> None:
+        if not self._at_hand:
+            self._flags[place] |= ~torch.isfinite(number)
+        elif not math.isfinite(number.item()):  # at every step, and far cheaper than operations on tensors
+            self._flags[place] = True
 
     def now(self) -> int:
         """What is bad in the running step. Waits for the device."""
@@ -95,6 +104,6 @@ class Finite:
         return _code(host)
 
 
-def _code(flags: torch.Tensor) -> int:
+def _code(flags: Tensor) -> int:
     loss, gradient = flags.tolist()
     return int(LOSS * loss + GRADIENT * gradient)
