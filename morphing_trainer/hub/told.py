@@ -100,29 +100,30 @@ def tell(model: ModelFacts, run: Path, saved: Path | None = None) -> Told:
         return Told(model)
     if saved is not None:
         remains.lines = _saved_lines(saved)
-    places = places_of(run)
-    told = anonymous_data(remains.events, places)
-    changes = changes_of(told, anonymous_data(remains.told, places))
+    private = places_of(run)
+    told = anonymous_data(remains.events, private)
+    changes = changes_of(told, anonymous_data(remains.told, private))
     begin: Event = next((event for event in told if event["event"] == "start"), {})
     setup = setup_of(run)
     base, from_folder = _origin(setup, remains, run)
-    last: Mapping[str, Any] = remains.lines[-1] if remains.lines else {}
-    progress = {} if saved is not None else remains.progress
-    marks = [int(event["step"]) for event in remains.events]
-    step = max([whole(last.get("step")) or 0, whole(progress.get("step")) or 0, *marks])
     end = whole(remains.progress.get("end")) or whole(_progress(run).get("end"))
+    if saved is not None:
+        remains.progress = {}  # of the run, which may have gone on
+    places = remains.places
+    marks = [int(event["step"]) for event in remains.events]
+    step = max([whole(places[0].get("step")) or 0, *marks])
     return Told(
         model,
         step=step,
         end=end,
-        tokens=whole(progress.get("tokens")) or whole(last.get("tokens")),
-        seconds=number(progress.get("seconds")) or number(last.get("seconds")),
-        epoch=number(progress.get("epoch")) or number(last.get("epoch")),
+        tokens=next((count for place in places if (count := whole(place.get("tokens")))), None),
+        seconds=next((time for place in places if (time := number(place.get("seconds")))), None),
+        epoch=next((epoch for place in places if (epoch := number(place.get("epoch")))), None),
         finished=any(event["event"] == "end" for event in remains.events[-3:]) or (end is not None and step >= end > 0),
         began=begin,
         changes=changes,
-        lines=anonymous_data(remains.lines, places),
-        arguments=anonymous_data(setup.get("arguments", {}), places),
+        lines=anonymous_data(remains.lines, private),
+        arguments=anonymous_data(setup.get("arguments", {}), private),
         versions=setup.get("versions", {}),
         data=sources(setup.get("arguments"), run),
         base=base,

@@ -84,19 +84,17 @@ def _quiet(folder: Path) -> float | None:
 
 def _place(found: Standing, remains: Remains) -> None:
     """How far the run has come: as it says, else as its log lines and events do."""
-    lines, told = remains.lines, remains.progress
+    lines, told, places = remains.lines, remains.progress, remains.places
     last: Mapping[str, Any] = lines[-1] if lines else {}
     marks = [found.ended] if found.ended else remains.events
     noted = max((int(event["step"]) for event in marks), default=0)
-    found.step = max(whole(told.get("step")) or whole(last.get("step")) or 0, noted)
+    found.step = max(whole(places[0].get("step")) or 0, noted)
     found.end = whole(told.get("end"))
     found.epoch, found.seconds = (
-        next((value for value in (number(told.get(name)), number(last.get(name))) if _is_place(value)), None)
+        next((value for place in places if _is_place(value := number(place.get(name)))), None)
         for name in ("epoch", "seconds")
     )
-    found.tokens = whole(told.get("tokens"))
-    if found.tokens is None:
-        found.tokens = whole(last.get("tokens"))
+    found.tokens = next((count for place in places if (count := whole(place.get("tokens"))) is not None), None)
     stages = told.get("stages")
     found.stages = [str(name) for name in stages] if isinstance(stages, list) else []
     stage = told.get("stage", last.get("stage"))

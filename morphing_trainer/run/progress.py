@@ -1,4 +1,4 @@
-"""Where a run stands, as a small file that it replaces at every log line: `stats/progress.json`, for `morph status`.
+"""Where a run stands, as a small file that it replaces as it logs: `stats/progress.json`, for `morph status`.
 
 It says what the log lines do not: how long the run is, what the model looks like now, what comes next and why it waits.
 """

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,10 +24,14 @@ from morphing_trainer.run.working import Working
 
 _log = logging.getLogger("morphing_trainer")
 
+PROGRESS_SECONDS = 1.0
+"""Log lines that follow the one before sooner than this do not tell where the run stands: to replace a file takes
+milliseconds, as its content has to be on the way to the disk by then."""
+
 
 class Recorder(TrainerCallback):
-    """Keeps `stats/` up to date: what the run was told, as it begins; a line, and where the run stands, for every log;
-    every example; the statistics at evaluations, checkpoints and the end.
+    """Keeps `stats/` up to date: what the run was told, as it begins; a line for every log; where the run stands, at
+    most once a second; every example; the statistics at evaluations, checkpoints and the end.
 
     A disk that is full costs the statistics, not the run.
 
@@ -47,6 +53,8 @@ class Recorder(TrainerCallback):
         self._folder, self._session, self._begun, self._flos, self._setup = folder, session, begun, flos, setup
         self._recording = False
         self._working = Working()
+        self._told = -math.inf
+        """When it was last told where the run stands, by `time.monotonic`."""
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self._recording = state.is_world_process_zero and self._session() is not None
@@ -56,6 +64,7 @@ class Recorder(TrainerCallback):
         self._spare(lambda: write_statistics(stats, {SETUP: self._setup()}))
         self._spare(lambda: self._working.begin(self._folder / JOURNAL))
         self._progress()
+        self._told = -math.inf  # the first line tells, too: it knows how long samples are
         if self._session() is not None:
             self._begun()
 
@@ -68,7 +77,8 @@ class Recorder(TrainerCallback):
             self._try(lambda: append_history(path, state.log_history[-1]))
         else:  # somebody has removed it
             self._try(lambda: begin_history(path, state.log_history))
-        self._progress()
+        if time.monotonic() - self._told >= PROGRESS_SECONDS:
+            self._progress()
 
     def on_example(
         self, args: Any, state: TrainerState, control: Any, example: Example | None = None, **kwargs: Any
@@ -79,6 +89,7 @@ class Recorder(TrainerCallback):
     def on_operation(
         self, args: Any, state: TrainerState, control: Any, record: Record | None = None, **kwargs: Any
     ) -> None:
+        self._told = -math.inf  # the line of the model's new size does tell
         session = self._session()
         if record is not None and session is not None and self._recording:
             self._working.add(record, session.state.spec)
@@ -111,6 +122,7 @@ class Recorder(TrainerCallback):
     def _progress(self) -> None:
         """Write where the run stands, and what its work has cost, if that is news."""
         if (session := self._session()) is not None:
+            self._told = time.monotonic()
             length = self._length(session)
             self._try(lambda: write_progress(self._folder / STATS / PROGRESS, progress(session, length)))
             self._spare(lambda: self._write_work(length))

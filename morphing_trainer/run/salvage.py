@@ -45,6 +45,12 @@ class Remains:
     progress: Mapping[str, Any] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
 
+    @property
+    def places(self) -> list[Mapping[str, Any]]:
+        """What tells how far the run is, the furthest first: the last log line may be ahead of `progress`."""
+        told = [self.progress, self.lines[-1] if self.lines else {}]
+        return sorted(told, key=lambda place: whole(place.get("step")) or 0, reverse=True)
+
 
 def check_run(folder: Path) -> None:
     """Refuse what is no folder of a run.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,25 @@ def test_they_are_written_at_evaluations_and_checkpoints(tmp_path: Path) -> None
     peeks = Peeks(tmp_path)
     trainer(tmp_path, callbacks=[peeks], save_strategy="steps", save_steps=3).train()
     assert peeks.seen == {3: 3, 4: 3, 5: 5, 6: 6, 7: 6, 8: 6, 9: 9, 10: 10, 11: 10}
+
+
+def test_where_the_run_stands_is_told_once_a_second_and_after_an_operation(tmp_path: Path) -> None:
+    """Not at every log line: to replace a file takes milliseconds."""
+    told: list[tuple[int, int]] = []
+
+    class Looks(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            found = stats(tmp_path, "progress")
+            told.append((found["step"], found["operations"]))
+
+    options = {"eval_strategy": "no", "logging_steps": 1, "max_steps": 40}
+    began = time.monotonic()
+    trainer(tmp_path, [entry("widen_mlp", 1.5, 20)], callbacks=[Looks()], **options).train()
+    after = {20: (20, 1), 40: (40, 1)}  # the operation, and the end
+    assert told[20] == after[20]
+    assert len(set(told) - {(0, 0), *after.values()}) <= time.monotonic() - began
+    end = stats(tmp_path, "progress")
+    assert (end["step"], end["operations"]) == after[40]
 
 
 def test_a_resumed_run_goes_on_counting_and_its_log_has_no_line_twice(tmp_path: Path) -> None:
