@@ -97,8 +97,8 @@ def test_booleans(tmp_path: Path, argv: list[str], expected: bool) -> None:
 
 
 def test_booleans_that_are_on_or_unset_by_default() -> None:
-    assert parse([]).training.dataloader_pin_memory is True
-    assert parse(["--no_dataloader_pin_memory"]).training.dataloader_pin_memory is False
+    assert parse([]).training.remove_unused_columns is True
+    assert parse(["--no_remove_unused_columns"]).training.remove_unused_columns is False
     assert parse(["--ddp_static_graph"]).training.ddp_static_graph is True
     assert parse(["--no_ddp_static_graph"]).training.ddp_static_graph is False
     assert parse([]).training.ddp_static_graph is None

@@ -38,8 +38,6 @@ def given(page: str) -> dict[str, Any]:
     }
 
 
-# Of a reader without a GPU torch asks whether memory shall be pinned; that is no fault of a page.
-@pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("page", PAGES)
 def test_every_block_works(page: str, tmp_path: Path, prepared: Path) -> None:
@@ -48,7 +46,6 @@ def test_every_block_works(page: str, tmp_path: Path, prepared: Path) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")
 @pytest.mark.parametrize("page", PAGES)
 def test_every_training_trains(page: str, tmp_path: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Short and small where no block says how; but for data that only the Hub has, and what is pushed there."""

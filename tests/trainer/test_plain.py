@@ -123,3 +123,8 @@ def test_dropout_and_order_matter_here(tmp_path: Path) -> None:
     shuffled = run(MorphingTrainer, tmp_path / "shuffled", Tokens(41), data_seed=8)
     assert history(first) != history(other)
     assert history(first) != history(shuffled)
+
+
+def test_without_a_gpu_nobody_has_to_say_so(tmp_path: Path) -> None:
+    """torch warns of batches that shall be pinned for an accelerator that is not there; here a warning is an error."""
+    run(MorphingTrainer, tmp_path, Tokens(), use_cpu=False, max_steps=2, eval_steps=2)
