@@ -129,13 +129,6 @@ def write(path: Path, text: str) -> None:
     beside.replace(path)
 
 
-def positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be above 0, is {text}")
-    return value
-
-
 def new_file(text: str) -> Path:
     path = Path(text)
     if path.exists():
@@ -147,10 +140,10 @@ def new_file(text: str) -> Path:
 
 def parser() -> argparse.ArgumentParser:
     parser = options_of(__doc__)
-    parser.add_argument("--minutes", type=positive, default=8.0, help="in all; what does not fit is left out")
+    parser.add_argument("--minutes", type=float, default=8.0, help="in all; what does not fit is left out")
     parser.add_argument("--json", type=new_file, metavar="FILE", help="write all figures here, for machines")
     parser.add_argument("--markdown", type=new_file, metavar="FILE", help="write the tables here, instead of printing")
-    parser.add_argument("--peak", type=positive, metavar="TFLOPS", help="dense bf16 peak of a device that is not known")
+    parser.add_argument("--peak", type=float, metavar="TFLOPS", help="dense bf16 peak of a device that is not known")
     parser.add_argument("--tiny", action="store_true", help="a tiny model, to try it out; always so without a GPU")
     parser.add_argument("--compiled", action="store_true", help="compile the tiny model too, which may take a minute")
     return parser
@@ -184,6 +177,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(markdown(account, where, time.monotonic() - began))
     for line in account.failed:
         tell(f"failed: {line}")
+    if account.interrupted:
+        kept = " and ".join(str(path) for path in (options.json, options.markdown) if path)
+        tell(f"stopped: what was measured until then stands in {kept}" if kept else "stopped")
     return 130 if account.interrupted else 0 if account.figures else 1
 
 

@@ -10,11 +10,13 @@ import argparse
 import ast
 import hashlib
 import json
+import math
 import os
 import platform
+import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -80,17 +82,50 @@ class Kept:
 
     @classmethod
     def load(cls, path: Path) -> Kept:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        return cls(**{**data, "table": Table(**data["table"])})
+        """Read what `publish` has written.
+
+        Raises:
+            ValueError: if it is something else.
+        """
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            return cls(**{**data, "table": Table(**data["table"])})
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{path}: is no kept table ({error}); measure it again, or restore the file") from error
 
 
 class Options(argparse.ArgumentParser):
-    """Tells the default of every option that has one."""
+    """Tells the default of every option that has one, and takes only numbers above 0, but for seeds."""
 
     def add_argument(self, *names: Any, **told: Any) -> argparse.Action:
+        if told.get("type") in (int, float) and "--seeds" not in names:
+            told["type"] = above_0(told["type"])
         if told.get("default") not in (None, "", argparse.SUPPRESS) and told.get("help") != argparse.SUPPRESS:
             told["help"] += " (default: %(default)s)"
         return super().add_argument(*names, **told)
+
+
+def above_0(kind: type[int] | type[float]) -> Callable[[str], float]:
+    """Reads an option's number."""
+
+    def read(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            wanted = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"must be {wanted}, is {text!r}") from None
+        if not 0 < value < math.inf:
+            raise argparse.ArgumentTypeError(f"must be above 0, is {text}")
+        return value
+
+    return read
+
+
+def table_name(text: str) -> str:
+    """A name to keep a table by, which pages can ask for."""
+    if not re.fullmatch(r"[\w-]+", text):
+        raise argparse.ArgumentTypeError(f"must be letters, digits, _ and -, is {text!r}")
+    return text
 
 
 def options_of(docstring: str | None) -> argparse.ArgumentParser:
@@ -99,7 +134,8 @@ def options_of(docstring: str | None) -> argparse.ArgumentParser:
 
 
 def add_keep(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--keep", metavar="NAME", help="keep the table as benchmarks/results/NAME.json, for the docs")
+    told = "keep the table as benchmarks/results/NAME.json, in the place of an older one, for the docs"
+    parser.add_argument("--keep", metavar="NAME", type=table_name, help=told)
 
 
 def publish(table: Table, module: str, keep: str | None) -> None:
@@ -112,10 +148,9 @@ def publish(table: Table, module: str, keep: str | None) -> None:
     print(f"{table.told}\n\n{table.markdown()}")
     if keep is None:
         return
-    arguments = [word for word in sys.argv[1:] if word not in ("--keep", keep) and word != f"--keep={keep}"]
     kept = Kept(
         table,
-        shlex.join(["python", "-m", module, *arguments]),
+        shlex.join(["python", "-m", module, *_measuring(sys.argv[1:])]),
         mark(module),
         device(),
         versions(),
@@ -123,7 +158,16 @@ def publish(table: Table, module: str, keep: str | None) -> None:
     KEPT.mkdir(exist_ok=True)
     path = KEPT / f"{keep}.json"
     path.write_text(json.dumps(asdict(kept), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(f"\nkept in {path}; python -m benchmarks.tables puts it into the docs")
+    print(f"\nkept in {path}; python -m benchmarks.tables puts it into the pages that ask for it")
+
+
+def _measuring(words: Sequence[str]) -> list[str]:
+    """The words of a command without `--keep NAME`."""
+    return [
+        word
+        for before, word in zip(["", *words], words, strict=False)
+        if "--keep" not in (before, word) and not word.startswith("--keep=")
+    ]
 
 
 def mark(module: str) -> str:

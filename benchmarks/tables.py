@@ -62,14 +62,31 @@ def main() -> None:
     parser = options_of(__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing; fail if a page is not as it would be")
     options = parser.parse_args()
+    try:
+        good = put(write=not options.check)
+    except (FileNotFoundError, KeyError, ValueError) as error:  # of a page, or of what is kept
+        parser.error(str(error))
+    sys.exit(1 if options.check and not good else 0)
+
+
+def put(*, write: bool) -> bool:
+    """Fill the pages, or only tell what differs; whether nothing does.
+
+    Raises:
+        FileNotFoundError, KeyError: see `filled`.
+        ValueError: if a kept table cannot be read.
+    """
     changed = [path for path in pages() if filled(text := path.read_text(encoding="utf-8")) != text]
     for path in changed:
-        if not options.check:
+        if write:
             path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")
-        print(f"{path.relative_to(ROOT)}: {'differs from what is kept' if options.check else 'written'}")
-    for name in outdated():
+        print(f"{path.relative_to(ROOT)}: {'written' if write else 'differs from what is kept'}")
+    asked = {name for path in pages() for name in asked_for(path.read_text(encoding="utf-8"))}
+    for name in sorted({path.stem for path in KEPT.glob("*.json")} - asked):
+        print(f"{name}: no page asks for it, by <!-- table: {name} --> and <!-- end of table -->")
+    for name in (old := outdated()):
         print(f"{name}: its benchmark has changed since; measure again")
-    sys.exit(1 if options.check and (changed or outdated()) else 0)
+    return not changed and not old
 
 
 if __name__ == "__main__":

@@ -259,6 +259,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     options = parser().parse_args()
+    if options.steps <= options.warm_up:
+        parser().error(f"--steps: must be above --warm_up, {options.warm_up}, is {options.steps}")
     size = sizes()[options.size]
     speeds = compare(size, options.steps, options.pairs, options.warm_up, options.bf16, options.compiled)
     how = f"{'bf16' if options.bf16 else 'float32'}, {'compiled' if options.compiled else 'eager'}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 
 class _Part(BaseModel):
@@ -81,9 +81,16 @@ def load(path: Path) -> Experiment:
     """Read an experiment.
 
     Raises:
-        pydantic.ValidationError: if a field is missing, unknown or of another kind.
+        ValueError: if it is no YAML, or a field is missing, unknown or of another kind.
     """
-    return Experiment.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    try:
+        return Experiment.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: is no YAML ({error})") from error
+    except ValidationError as error:
+        places = [(".".join(map(str, fault["loc"])), fault["msg"]) for fault in error.errors()]
+        faults = "; ".join(f"{place}: {said}" if place else said for place, said in places)
+        raise ValueError(f"{path}: is no experiment ({faults}); see benchmarks/growth/small.yaml") from None
 
 
 def variants(experiment: Experiment) -> Iterator[Variant]:

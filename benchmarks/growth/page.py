@@ -67,9 +67,20 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     options = parser().parse_args()
-    trained = read(options.experiment, options.results)
+    try:
+        trained = read(options.experiment, options.results)
+    except (OSError, ValueError) as error:  # of files that are not there, or not what they should be
+        parser().error(str(error))
+    if not trained.results:
+        parser().error(f"{options.results / trained.experiment.name}: no result of {options.experiment} is there")
+    if not options.docs.is_dir():
+        parser().error(f"--docs {options.docs}: is no folder")
+    files = made(trained, options.docs)
+    if not any(path.suffix == ".md" for path in files):
+        wanted = f"<!-- growth: {trained.experiment.name} recipes --> and <!-- end -->"
+        print(f"No page in {options.docs} asks for tables: put {wanted} into one. Parts: {', '.join(SECTIONS)}.")
     changed = False
-    for path, text in made(trained, options.docs).items():
+    for path, text in files.items():
         if path.exists() and path.read_text(encoding="utf-8") == text:
             continue
         changed = True

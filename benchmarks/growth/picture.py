@@ -16,22 +16,24 @@ text { font: 13px system-ui, -apple-system, "Segoe UI", Helvetica, Arial, sans-s
 .card { fill: #f7f9fc; stroke: #d5dde8; } .grid { stroke: #d5dde8; } .axis { stroke: #8a97a5; fill: none; }
 path { fill: none; stroke-width: 2; stroke-linejoin: round; } .thin { stroke-width: 1.3; }
 .scratch { stroke: #8a97a5; } .a { stroke: #2f6fb7; } .b { stroke: #2e8b57; } .c { stroke: #c9802b; }
-.d { stroke: #8a4fb5; } circle { stroke-width: 1.5; fill: #f7f9fc; }
+.d { stroke: #8a4fb5; } .e { stroke: #c2405f; } circle { stroke-width: 1.5; fill: #f7f9fc; }
 circle.full.scratch { fill: #8a97a5; } circle.full.a { fill: #2f6fb7; } circle.full.b { fill: #2e8b57; }
 circle.full.c { fill: #c9802b; } circle.full.d { fill: #8a4fb5; }
+circle.full.e { fill: #c2405f; }
 @media (prefers-color-scheme: dark) {
 text { fill: #e6ebf1; } .small { fill: #a9b5c2; } .card { fill: #1a2027; stroke: #323d49; } .grid { stroke: #323d49; }
 .a { stroke: #6fa8e8; } .b { stroke: #63c48d; } .c { stroke: #e0a050; } .d { stroke: #c08fe0; }
+.e { stroke: #f08aa0; }
 circle { fill: #1a2027; }
 circle.full.a { fill: #6fa8e8; } circle.full.b { fill: #63c48d; } circle.full.c { fill: #e0a050; }
-circle.full.d { fill: #c08fe0; }
+circle.full.d { fill: #c08fe0; } circle.full.e { fill: #f08aa0; }
 }
 """
 WIDTH, LEFT, RIGHT = 740, 66, 716
 CURVES, ENDS = (48, 268), (0, 300)
 """Heights of the panels: of the first its top and its bottom, of the second those below its own."""
 
-LOOKS = ("a", "b", "c", "d")
+LOOKS = ("a", "b", "c", "d", "e")
 LETTER = 6.2
 """Pixels of one, about."""
 
@@ -111,14 +113,16 @@ def draw(trained: Trained, axis: Axis) -> str:
     legend_rows = -(-(len(looks) + 1) // 2)
     top = CURVES[1] + 66 + 20 * legend_rows
     parts = [_text(24, 28, "Evaluation loss while it is trained", "bold", "start")]
+    parts.append(_text(290, 28, "curves: of a part of the validation text; dots: of all of it", "small", "start"))
     highest = max(final) + max(0.3, max(final) - min(final))
-    parts += _curves(trained, axis, looks, Scale(min(final) - 0.05, highest))
+    lowest = min(*final, *(y for name in (*trained.scratch, *looks) for _, y in trained.curve(name, axis.place)))
+    parts += _curves(trained, axis, looks, Scale(lowest - 0.05, highest))
     for number, (name, look) in enumerate([("from scratch", "scratch"), *looks.items()]):
         x, y = 30 + 350 * (number % 2), CURVES[1] + 62 + 20 * (number // 2)
         parts.append(f'<path class="{look}" d="M{x} {y} h22"/>')
         parts.append(_text(x + 30, y + 4, _cut(name, 50), "small", "start"))
     parts.append(_text(24, top + 24, "Where the runs end", "bold", "start"))
-    said = "line: from scratch, with their steps; full: pays; numbers as in the tables"
+    said = f"line: from scratch, with their steps; full: pays in {axis.key}; numbers as in the tables"
     parts.append(_text(190, top + 24, said, "small", "start"))
     parts += _ends(trained, axis, ends, looks, top + 44)
     return _svg(top + 44 + ENDS[1] + 56, f"Losses over {axis.title}", parts)

@@ -100,17 +100,22 @@ def read_result(path: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
     """What came out of a run.
 
     Args:
-        expected: what the run is to have been of; None where anything will do.
+        expected: what the run is to have been of; None where anything will do. Of a text its digest counts.
 
     Raises:
-        ValueError: if it was of something else.
+        ValueError: if it was of something else, or cannot be read.
     """
-    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    other = {key: result.get(key) for key, value in expected.items() if value is not None and result.get(key) != value}
-    if other:
-        raise ValueError(
-            f"{path}: is of a run with {other}, which is not what is asked for; remove it, and train it again"
-        )
+    again = "give another folder as --results, or remove it to train it again"
+    try:
+        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        told = {**result, "text": result["text"]["sha256"]}
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path}: is no result of a run ({error}); {again}") from error
+    text = expected.get("text")
+    asked = {**expected, "text": text["sha256"] if text else None}
+    if other := [key for key, value in asked.items() if value is not None and told.get(key) != value]:
+        had = ", ".join(f"{key} {result.get(key)}" for key in other)
+        raise ValueError(f"{path}: is of a run with {had}, which is not what is asked for; {again}")
     return result
 
 
@@ -185,7 +190,7 @@ def unbeaten(trained: Trained, recipe: str) -> str | None:
     return lowest if lowest is not None and trained.mean(lowest, "loss") < loss else None
 
 
-def telling(trained: Trained, most: int = 4) -> list[str]:
+def telling(trained: Trained, most: int = 5) -> list[str]:
     """Recipes for the pictures: the best of each group and the worst of all, in the order of the experiment."""
     means = {name: mean_bounds(saving)[0] for name, saving in trained.flops.items()}
     if not means:

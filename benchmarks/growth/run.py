@@ -12,9 +12,9 @@ runs side by side (with OMP_NUM_THREADS=1, one on each core).
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
 import json
+import sys
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
@@ -34,6 +34,8 @@ from morphing_trainer.data.samples import Blocks, collate
 from morphing_trainer.models import new_model
 from morphing_trainer.reporting.run_data import AXES
 from morphing_trainer.run.contestants import contestants
+from morphing_trainer.run.history import write_whole
+from morphing_trainer.run.signals import RunInterrupted
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -151,10 +153,13 @@ def main() -> None:
     try:
         experiment = load(options.experiment)
         text = options.text.read_text(encoding="utf-8") if options.text else reference()
-        check(options, experiment)
+        check(options, experiment, text)
         train_missing(options, experiment, text)
     except (OSError, ValueError) as error:  # of files that are not there, or not what they should be
         parser().error(str(error))
+    except RunInterrupted as interruption:
+        print(f"{interruption}; the same command goes on from there", file=sys.stderr)
+        raise
 
 
 def reference() -> str:
@@ -162,8 +167,8 @@ def reference() -> str:
     return "\n".join(topics[name] for name in sorted(topics))
 
 
-def check(options: argparse.Namespace, experiment: Experiment) -> None:
-    """Refuse what would train nothing that a table shows.
+def check(options: argparse.Namespace, experiment: Experiment, text: str) -> None:
+    """Refuse what cannot be trained, or would train nothing that a table shows.
 
     Raises:
         ValueError: saying what there is.
@@ -173,14 +178,20 @@ def check(options: argparse.Namespace, experiment: Experiment) -> None:
         raise ValueError(f"--only {options.only!r}: no run is called so; they are {'; '.join(names)}")
     if unknown := sorted(set(options.seeds or ()) - set(experiment.seeds)):
         raise ValueError(f"--seeds {unknown}: {options.experiment} has {experiment.seeds}")
+    if len(text) * HELD_OUT < experiment.block_size + 1:
+        raise ValueError(
+            f"--text {options.text}: {len(text):,} characters are too few; the last tenth, which is held out, must "
+            f"make a sample of {experiment.block_size}"
+        )
 
 
 def train_missing(options: argparse.Namespace, experiment: Experiment, text: str) -> None:
-    """Train what there is no result of, one after the other.
+    """Train what there is no result of, one after the other; tell what there is in the end.
 
     Raises:
         ValueError: if a result is of another run.
     """
+    there, elsewhere = 0, []
     facts = told(options.text, text)
     results = options.results / experiment.name
     results.mkdir(parents=True, exist_ok=True)
@@ -191,14 +202,22 @@ def train_missing(options: argparse.Namespace, experiment: Experiment, text: str
                 continue
             if path.exists():
                 read_result(path, {**described(experiment, variant), "seed": seed, "text": facts})
+                there += 1
                 continue
             folder = options.runs / experiment.name / path.stem
             folder.parent.mkdir(parents=True, exist_ok=True)
-            with contextlib.suppress(Timeout), FileLock(f"{folder}.lock", timeout=0):  # else another one trains it
-                found = {**train(experiment, variant, seed, text, folder), "text": facts}
-                path.write_text(json.dumps(found) + "\n", encoding="utf-8")
-                spent = found["flops"] / 1e12
-                print(f"{variant.name}, seed {seed}: loss {found['loss']:.4f}, {spent:.2f} TFLOP", flush=True)
+            try:
+                with FileLock(f"{folder}.lock", timeout=0):
+                    found = {**train(experiment, variant, seed, text, folder), "text": facts}
+                    write_whole(path, json.dumps(found) + "\n")
+            except Timeout:
+                elsewhere.append(f"{variant.name}, seed {seed}")
+                continue
+            there += 1
+            spent = found["flops"] / 1e12
+            print(f"{variant.name}, seed {seed}: loss {found['loss']:.4f}, {spent:.3g} TFLOP", flush=True)
+    others = f"; others train {'; '.join(elsewhere)}" if elsewhere else ""
+    print(f"{there} runs are in {results}{others}; benchmarks.growth.page shows them")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from math import inf
 
 from benchmarks.growth.experiment import Experiment
 from benchmarks.growth.frontier import Saving, frontiers
-from benchmarks.growth.reading import Trained, best, judged, known_bounds, mean_bounds, unbeaten
+from benchmarks.growth.reading import COSTS, PAYS, Trained, best, judged, known_bounds, mean_bounds, unbeaten
 from benchmarks.results import Table
 
 NOTHING = "-"
@@ -118,20 +118,26 @@ def pairs(trained: Trained) -> str:
                 ", ".join(f"{gap:+.4f}" for gap in gaps),
                 f"{statistics.fmean(gaps):+.4f}",
                 _ranged(worth) if len(worth) == len(shared) else NOTHING,
-                difference(gaps, trained.experiment.seeds),
+                difference(gaps, worth if len(worth) == len(shared) else [], trained.experiment.seeds),
             ]
         )
     columns = ["recipe", "changed", "difference of the final loss, seed by seed", "mean", "worth in FLOPs", "verdict"]
     return _table(columns, rows) if rows else "None of the pairs is there yet."
 
 
-def difference(gaps: Sequence[float], seeds: Sequence[int]) -> str:
-    """What paired differences of losses show."""
+def difference(gaps: Sequence[float], worth: Sequence[float], seeds: Sequence[int]) -> str:
+    """What paired differences of losses show, and whether they are large enough to matter.
+
+    Args:
+        worth: savings with the change over those without it, by seed; empty where they are not known.
+    """
     if len(gaps) < len(seeds):
         return f"none yet: {len(gaps)} of {len(seeds)} seeds"
-    if all(gap > 0 for gap in gaps):
-        return "worse in every seed"
-    return "better in every seed" if all(gap < 0 for gap in gaps) else "no difference that these seeds show"
+    if not (all(gap > 0 for gap in gaps) or all(gap < 0 for gap in gaps)):
+        return "no difference that these seeds show"
+    said = "worse in every seed" if gaps[0] > 0 else "better in every seed"
+    small = worth and all(COSTS <= each <= PAYS for each in worth)
+    return f"{said}, by less than {100 * (PAYS - 1):.0f} % of the FLOPs" if small else said
 
 
 SECTIONS: Mapping[str, Callable[[Trained], str]] = {

@@ -84,7 +84,7 @@ def test_two_minutes_on_a_gpu(tmp_path: Path) -> None:
     ("options", "message"),
     [
         (["--minutes", "0"], "must be above 0"),
-        (["--minutes", "soon"], "invalid positive value"),
+        (["--minutes", "soon"], "must be a number, is 'soon'"),
         (["--peak", "-1"], "must be above 0"),
         (["--json", "kept.json"], "exists already"),
         (["--markdown", "nowhere/gpu.md"], "there is no folder nowhere"),

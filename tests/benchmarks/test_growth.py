@@ -114,11 +114,12 @@ def test_an_experiment(
     assert grown["curve"][-1][0] == pytest.approx(grown["flops"], rel=1e-3)
     capsys.readouterr()
     run.main()  # what is there is not trained again
-    assert "TFLOP" not in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "TFLOP" not in said and "3 runs are in" in said
     (tmp_path / "a.txt").write_text("Great oaks from little acorns grow. " * 200)
     with pytest.raises(SystemExit):
         run.main()
-    assert "-0.json: is of a run with {'text'" in capsys.readouterr().err
+    assert "-0.json: is of a run with text {" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -131,6 +132,8 @@ def test_an_experiment(
         (["--seeds", "0", "77"], "--seeds [77]: "),
         (["--text", "nowhere.txt"], "No such file or directory: 'nowhere.txt'"),
         (["--experiment", "nowhere.yaml"], "No such file or directory: 'nowhere.yaml'"),
+        (["--experiment", os.devnull], "/dev/null: is no experiment (Input should be a valid dictionary"),
+        (["--text", os.devnull], "--text /dev/null: 0 characters are too few"),
     ],
 )
 def test_what_would_train_nothing_is_refused(
@@ -144,7 +147,11 @@ def test_what_would_train_nothing_is_refused(
 
 @pytest.mark.parametrize("step", [3, 7])  # before it grows, and after
 def test_a_run_that_is_stopped_goes_on(
-    tmp_path: Path, options: list[str], monkeypatch: pytest.MonkeyPatch, step: int
+    tmp_path: Path,
+    options: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    step: int,
 ) -> None:
     class Stops(Meter):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -157,6 +164,7 @@ def test_a_run_that_is_stopped_goes_on(
     monkeypatch.setattr(run, "Meter", Stops)
     with pytest.raises(RunInterrupted):
         run.main()
+    assert "the same command goes on from there" in capsys.readouterr().err
     assert not (tmp_path / "results" / "tiny" / "grown-0.json").exists()
     monkeypatch.setattr(run, "Meter", Meter)
     run.main()

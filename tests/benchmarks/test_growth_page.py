@@ -180,7 +180,7 @@ def test_none_that_pays(tmp_path: Path) -> None:
 def test_a_result_of_another_experiment_is_refused(tmp_path: Path) -> None:
     written(tmp_path, RUNS)
     (tmp_path / "hand.yaml").write_text(EXPERIMENT.replace("steps: 50", "steps: 60"))
-    with pytest.raises(ValueError, match=r"one-0\.json: is of a run with \{'steps': 50\}"):
+    with pytest.raises(ValueError, match=r"one-0\.json: is of a run with steps 50,"):
         read(tmp_path / "hand.yaml", tmp_path / "results")
 
 
@@ -188,8 +188,56 @@ def test_results_of_several_texts_are_refused(tmp_path: Path) -> None:
     written(tmp_path, RUNS)
     path = tmp_path / "results" / "hand" / "two-1.json"
     path.write_text(path.read_text().replace("hand.txt", "foot.txt"))
-    with pytest.raises(ValueError, match=r"two-1\.json: is of a run with \{'text': \{'name': 'foot\.txt'"):
+    read(tmp_path / "hand.yaml", tmp_path / "results")  # the same text under another name
+    path.write_text(path.read_text().replace("0" * 64, "1" * 64))
+    with pytest.raises(ValueError, match=r"two-1\.json: is of a run with text \{'name': 'foot\.txt'.*--results"):
         read(tmp_path / "hand.yaml", tmp_path / "results")
+
+
+@pytest.mark.parametrize("damage", ["", '{"name": "two"}', "[]"])
+def test_what_is_no_result_is_named(tmp_path: Path, damage: str) -> None:
+    written(tmp_path, RUNS)
+    (tmp_path / "results" / "hand" / "two-1.json").write_text(damage)
+    with pytest.raises(ValueError, match=r"two-1\.json: is no result of a run"):
+        read(tmp_path / "hand.yaml", tmp_path / "results")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--results", "nowhere"], "nowhere/hand: no result of hand.yaml is there"),
+        (["--experiment", "nowhere.yaml"], "No such file or directory: 'nowhere.yaml'"),
+        (["--experiment", "empty.yaml"], "empty.yaml: is no experiment (Input should be"),
+        (["--docs", "nowhere"], "--docs nowhere: is no folder"),
+    ],
+)
+def test_a_page_is_not_emptied_by_a_mistake(
+    tmp_path: Path, words: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written(tmp_path, RUNS)
+    monkeypatch.chdir(tmp_path)
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    (docs / "growth.md").write_text(PAGE)
+    (tmp_path / "empty.yaml").write_text("")
+    command = ["page", "--experiment", "hand.yaml", "--results", "results", "--docs", "docs", *words]
+    monkeypatch.setattr("sys.argv", command)
+    with pytest.raises(SystemExit) as refused:
+        page.main()
+    assert refused.value.code == 2 and said in capsys.readouterr().err
+    assert (docs / "growth.md").read_text() == PAGE and sorted(docs.iterdir()) == [docs / "growth.md"]
+
+
+def test_where_no_page_asks_it_is_said_how(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written(tmp_path, RUNS)
+    (tmp_path / "docs").mkdir()
+    words = ["--experiment", tmp_path / "hand.yaml", "--results", tmp_path / "results", "--docs", tmp_path / "docs"]
+    monkeypatch.setattr("sys.argv", ["page", *map(str, words)])
+    with pytest.raises(SystemExit) as ended:
+        page.main()
+    assert ended.value.code == 0 and "<!-- growth: hand recipes -->" in capsys.readouterr().out
 
 
 def test_written_once_and_for_all(
@@ -262,9 +310,12 @@ def test_ratios_and_bounds(bounds: list[tuple[float, float]], told: str) -> None
 
 
 def test_differences() -> None:
-    assert difference([0.1, 0.2, -0.1], [0, 1, 2]) == "no difference that these seeds show"
-    assert difference([-0.1, -0.2, -0.1], [0, 1, 2]) == "better in every seed"
-    assert difference([0.1, 0.2], [0, 1, 2]) == "none yet: 2 of 3 seeds"
+    assert difference([0.1, 0.2, -0.1], [], [0, 1, 2]) == "no difference that these seeds show"
+    assert difference([-0.1, -0.2, -0.1], [], [0, 1, 2]) == "better in every seed"
+    assert difference([-0.1, -0.2, -0.1], [1.1, 1.2, 1.04], [0, 1, 2]) == "better in every seed"
+    small = difference([0.1, 0.2, 0.1], [1.0, 0.97, 1.0], [0, 1, 2])
+    assert small == "worse in every seed, by less than 5 % of the FLOPs"
+    assert difference([0.1, 0.2], [], [0, 1, 2]) == "none yet: 2 of 3 seeds"
 
 
 def test_beyond_the_frontier_there_are_bounds() -> None:

@@ -85,6 +85,57 @@ def test_the_help_tells_defaults_where_there_are_any() -> None:
     assert told.count("(default:") == 1 and "More." not in told and "--hidden" not in told
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--rounds", "0"], "--rounds: must be above 0, is 0"),
+        (["--rounds", "-3"], "--rounds: must be above 0, is -3"),
+        (["--rounds", "2.5"], "--rounds: must be a whole number, is '2.5'"),
+        (["--minutes", "nan"], "--minutes: must be above 0, is nan"),
+        (["--keep", "../x"], "--keep: must be letters, digits, _ and -, is '../x'"),
+        (["--keep", ""], "--keep: must be letters, digits, _ and -, is ''"),
+    ],
+)
+def test_what_cannot_be_measured_or_kept_is_refused(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parser = results.options_of("What.")
+    parser.add_argument("--rounds", type=int, default=5, help="how often")
+    parser.add_argument("--minutes", type=float, default=0.5, help="how long")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the runs")
+    add_keep(parser)
+    found = parser.parse_args(["--rounds", "2", "--seeds", "0", "-1", "--keep", "a_b-2"])
+    assert (found.rounds, found.minutes, found.seeds, found.keep) == (2, 0.5, [0, -1], "a_b-2")
+    with pytest.raises(SystemExit):
+        parser.parse_args(words)
+    assert said in capsys.readouterr().err
+
+
+def test_the_kept_command_lacks_only_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results, "KEPT", tmp_path)
+    for words in (["--size", "2x32", "--keep", "2x32"], ["--keep=2x32", "--size", "2x32"]):
+        monkeypatch.setattr("sys.argv", ["x", *words])
+        publish(TABLE, "benchmarks.throughput", "2x32")
+        assert Kept.load(tmp_path / "2x32.json").command == "python -m benchmarks.throughput --size 2x32"
+
+
+@pytest.mark.parametrize("damage", ["", "[]", '{"table": {}}'])
+def test_a_damaged_table_is_named(tmp_path: Path, damage: str) -> None:
+    (tmp_path / "speed.json").write_text(damage)
+    with pytest.raises(ValueError, match=r"speed\.json: is no kept table"):
+        Kept.load(tmp_path / "speed.json")
+
+
+def test_a_table_that_no_page_asks_for_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tables, "KEPT", tmp_path)
+    monkeypatch.setattr(tables, "pages", list)
+    (tmp_path / "new.json").write_text((results.KEPT / "ddp.json").read_text())
+    tables.put(write=True)
+    assert "new: no page asks for it, by <!-- table: new -->" in capsys.readouterr().out
+
+
 def test_nothing_is_kept_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(results, "KEPT", tmp_path)
     publish(TABLE, "benchmarks.throughput", None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.throughput import CONTESTANTS, FEWEST, around_median, compare, sizes
+from benchmarks.throughput import CONTESTANTS, FEWEST, around_median, compare, main, sizes
 
 
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
@@ -19,3 +19,12 @@ def test_the_interval_around_a_median(count: int, expected: int) -> None:
     """As tables of the sign test have it: from the so-many-th value to the so-many-th from the other end."""
     values = [float(value) for value in range(count)]
     assert around_median(values[::-1]) == (expected - 1, count - expected)
+
+
+def test_a_run_of_nothing_but_warm_up_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["throughput", "--steps", "8"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "--steps: must be above --warm_up, 10, is 8" in capsys.readouterr().err
