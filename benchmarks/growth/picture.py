@@ -40,17 +40,18 @@ LETTER = 6.2
 
 @dataclass(frozen=True)
 class Axis:
-    """What is spent: key of a result, place in a curve's points, its unit, and what one of it is in a result."""
+    """What is spent: key of a result, place in a curve's points, name, title with the unit, and that unit."""
 
     key: str
     place: int
+    name: str
     title: str
     unit: float
 
 
 AXES = {
-    "flops": Axis("flops", 0, "TFLOP of training, logarithmic", 1e12),
-    "seconds": Axis("seconds", 1, "processor seconds of training, logarithmic", 1.0),
+    "flops": Axis("flops", 0, "FLOPs", "TFLOP of training, logarithmic", 1e12),
+    "seconds": Axis("seconds", 1, "seconds", "processor seconds of training, logarithmic", 1.0),
 }
 
 
@@ -122,7 +123,7 @@ def draw(trained: Trained, axis: Axis) -> str:
         parts.append(f'<path class="{look}" d="M{x} {y} h22"/>')
         parts.append(_text(x + 30, y + 4, _cut(name, 50), "small", "start"))
     parts.append(_text(24, top + 24, "Where the runs end", "bold", "start"))
-    said = f"line: from scratch, with their steps; full: pays in {axis.key}; numbers as in the tables"
+    said = f"line: from scratch, with their steps; full: pays in {axis.name}; numbers as in the tables"
     parts.append(_text(190, top + 24, said, "small", "start"))
     parts += _ends(trained, axis, ends, looks, top + 44)
     return _svg(top + 44 + ENDS[1] + 56, f"Losses over {axis.title}", parts)
@@ -166,7 +167,7 @@ def _labels(
     places: Mapping[str, tuple[float, float]], said: Mapping[str, str], above: Collection[str]
 ) -> dict[str, tuple[float, float]]:
     """Where a word for each point has room: the first free place around it, or `above` it."""
-    taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in places.values()]
+    taken = [(x - 6, y - 5, x + 6, y + 5) for x, y in places.values()]
     found = {}
     for name, (x, y) in places.items():
         half = LETTER * len(said[name]) / 2
