@@ -18,6 +18,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,7 @@ class Kept:
         made_by: `mark` of the module behind the command, when it was measured.
         device: that it was measured on.
         versions: of the libraries.
+        measured: the day, as in 2026-01-31: the library itself is that of this day.
     """
 
     table: Table
@@ -73,6 +75,7 @@ class Kept:
     made_by: str
     device: str
     versions: dict[str, str]
+    measured: str
 
     @property
     def module(self) -> str:
@@ -154,6 +157,7 @@ def publish(table: Table, module: str, keep: str | None) -> None:
         mark(module),
         device(),
         versions(),
+        date.today().isoformat(),
     )
     KEPT.mkdir(exist_ok=True)
     path = KEPT / f"{keep}.json"

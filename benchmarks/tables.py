@@ -49,7 +49,8 @@ def asked_for(text: str) -> list[str]:
 def shown(kept: Kept) -> str:
     """A table as a page shows it: what it tells, the figures, where they come from."""
     versions = ", ".join(f"{name} {number}" for name, number in kept.versions.items())
-    return f"\n{kept.table.told}\n\n{kept.table.markdown()}\n\n`{kept.command}` ({kept.device}; {versions})\n\n"
+    made = f"`{kept.command}` ({kept.device}; {versions}; {kept.measured})"
+    return f"\n{kept.table.told}\n\n{kept.table.markdown()}\n\n{made}\n\n"
 
 
 def outdated(kept: Path = KEPT) -> list[str]:
