@@ -127,7 +127,7 @@ class TrainingOptions:
         args: Any = self
         if args.fp16 and args.device.type == "cpu":
             raise ConfigError("fp16: needs a GPU, and this run is on the CPU; use bf16 there, or neither.")
-        if args.device.type == "cpu":  # whether it was asked for, as `TrainingArguments` does, or there is nothing else
+        if args.device.type == "cpu":  # `TrainingArguments` does so for use_cpu only, and torch warns of the others
             args.dataloader_pin_memory = False
         check_made(args)
         if str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)) in STATEFUL and self.warmup_after_load(

@@ -141,7 +141,7 @@ class SegmentedTrainer(RecoveringTrainer):
         super()._init_training_state(
             max_steps, num_update_steps_per_epoch, self._shown_epochs, resume_from_checkpoint, trial
         )
-        self.current_flos = 0  # of steps that no checkpoint knows of, where a run goes back within its process
+        self.current_flos = 0  # a run that goes back drops steps of this process, and what they cost
         if self.args.reset_history:
             self.state.log_history = []
         self.state.compute_steps(

@@ -61,7 +61,7 @@ class Finite:
 
     def _look(self, place: int, number: Tensor) -> None:
         if not self._at_hand:
-            self._flags[place] |= ~torch.isfinite(number)
+            self._flags[place] |= ~torch.isfinite(number).all()
         elif not math.isfinite(number.item()):  # at every step, and far cheaper than operations on tensors
             self._flags[place] = True
 

@@ -85,7 +85,6 @@ def _quiet(folder: Path) -> float | None:
 def _place(found: Standing, remains: Remains) -> None:
     """How far the run has come: as it says, else as its log lines and events do."""
     lines, told, places = remains.lines, remains.progress, remains.places
-    last: Mapping[str, Any] = lines[-1] if lines else {}
     marks = [found.ended] if found.ended else remains.events
     noted = max((int(event["step"]) for event in marks), default=0)
     found.step = max(whole(places[0].get("step")) or 0, noted)
@@ -97,7 +96,7 @@ def _place(found: Standing, remains: Remains) -> None:
     found.tokens = next((count for place in places if (count := whole(place.get("tokens"))) is not None), None)
     stages = told.get("stages")
     found.stages = [str(name) for name in stages] if isinstance(stages, list) else []
-    stage = told.get("stage", last.get("stage"))
+    stage = next((place["stage"] for place in places if "stage" in place), None)
     found.stage = stage if isinstance(stage, str) else None
     found.model = model_of(remains)
     found.learning_rate = number(_last_of(lines, "learning_rate"))

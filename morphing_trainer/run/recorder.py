@@ -25,8 +25,8 @@ from morphing_trainer.run.working import Working
 _log = logging.getLogger("morphing_trainer")
 
 PROGRESS_SECONDS = 1.0
-"""Log lines that follow the one before sooner than this do not tell where the run stands: to replace a file takes
-milliseconds, as its content has to be on the way to the disk by then."""
+"""At least so long between two log lines that tell where the run stands: to replace a file takes milliseconds on some
+file systems, even where nothing waits for the disk."""
 
 
 class Recorder(TrainerCallback):
@@ -64,7 +64,6 @@ class Recorder(TrainerCallback):
         self._spare(lambda: write_statistics(stats, {SETUP: self._setup()}))
         self._spare(lambda: self._working.begin(self._folder / JOURNAL))
         self._progress()
-        self._told = -math.inf  # the first line tells, too: it knows how long samples are
         if self._session() is not None:
             self._begun()
 
@@ -122,8 +121,9 @@ class Recorder(TrainerCallback):
     def _progress(self) -> None:
         """Write where the run stands, and what its work has cost, if that is news."""
         if (session := self._session()) is not None:
-            self._told = time.monotonic()
             length = self._length(session)
+            if length is not None:  # else the next line has news: how long samples are
+                self._told = time.monotonic()
             self._try(lambda: write_progress(self._folder / STATS / PROGRESS, progress(session, length)))
             self._spare(lambda: self._write_work(length))
 

@@ -23,6 +23,7 @@ from morphing_trainer.reporting.standing import standing_view
 from morphing_trainer.run.folder import locked
 from morphing_trainer.run.holding import holder
 from morphing_trainer.run.looking import standing
+from morphing_trainer.run.salvage import salvaged
 from tests.support import trainer
 from tests.trainer.common import StopsAfter, entry
 from tests.trainer.program import Job, finish, newest, start, wait_until
@@ -78,6 +79,19 @@ def test_a_finished_run(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert found["evaluation"]["loss"] == measured[-1] and found["best"]["loss"] == min(measured)
     assert found["model"]["parameters"] == history[-1].get("morph/parameters", found["model"]["parameters"])
     assert found["tokens"] == max(line["tokens"] for line in history if "tokens" in line)
+
+
+def test_the_last_log_line_may_be_ahead_of_where_the_run_told_it_stood(runs: Path) -> None:
+    """Which it does once a second."""
+    stats = runs / "grown" / "stats"
+    *_, last = map(json.loads, (stats / "history.jsonl").read_text().splitlines())
+    told = json.loads((stats / "progress.json").read_text())
+    behind = {"step": 1, "tokens": 64, "seconds": 0.001, "epoch": 0.01, "stage": "before"}
+    (stats / "progress.json").write_text(json.dumps({**told, **behind}))
+    found = standing(runs / "grown")
+    assert {name: getattr(found, name) for name in behind} == {name: last[name] for name in behind}
+    remains = salvaged(runs / "grown")
+    assert [place["step"] for place in remains.places] == [last["step"], 1]
 
 
 def test_a_run_that_trains_and_is_killed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,6 +32,14 @@ def test_on_the_cpu_at_once(value: float) -> None:
     assert finite.end(3) == GRADIENT
 
 
+@pytest.mark.parametrize("device", ["cpu", "meta"])  # one whose numbers are at hand, and one whose are not
+def test_a_loss_in_a_list_of_one(device: str) -> None:
+    finite = Finite(torch.device(device))
+    finite.begin()
+    finite.loss(torch.ones(1, device=device))
+    finite.gradient(torch.ones(1, device=device))
+
+
 def test_of_many_ranks() -> None:
     assert what(LOSS * 5000) == "loss"
     assert what(GRADIENT * 5000) == "gradient"
