@@ -67,7 +67,7 @@ class Kept:
         made_by: `mark` of the module behind the command, when it was measured.
         device: that it was measured on.
         versions: of the libraries.
-        measured: the day, as in 2026-01-31: the library itself is that of this day.
+        measured: the day, as in 2026-01-31.
     """
 
     table: Table

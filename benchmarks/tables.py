@@ -66,7 +66,7 @@ def main() -> None:
     try:
         good = put(write=not options.check)
     except (FileNotFoundError, KeyError, ValueError) as error:  # of a page, or of what is kept
-        parser.error(str(error))
+        parser.error(str(error.args[0] if isinstance(error, KeyError) else error))
     sys.exit(1 if options.check and not good else 0)
 
 
@@ -84,7 +84,7 @@ def put(*, write: bool) -> bool:
         print(f"{path.relative_to(ROOT)}: {'written' if write else 'differs from what is kept'}")
     asked = {name for path in pages() for name in asked_for(path.read_text(encoding="utf-8"))}
     for name in sorted({path.stem for path in KEPT.glob("*.json")} - asked):
-        print(f"{name}: no page asks for it, by <!-- table: {name} --> and <!-- end of table -->")
+        print(f"{name}: no page shows it as a whole, by <!-- table: {name} --> and <!-- end of table -->")
     for name in (old := outdated()):
         print(f"{name}: its benchmark has changed since; measure again")
     return not changed and not old

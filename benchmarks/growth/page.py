@@ -27,12 +27,14 @@ def filled(text: str, trained: Trained) -> str:
     """A page with the parts of one experiment as they are now.
 
     Raises:
-        KeyError: if it asks for a part that there is not.
+        ValueError: if it asks for a part that there is not.
     """
 
     def part(block: re.Match[str]) -> str:
         if block["name"] != trained.experiment.name:
             return block[0]
+        if block["part"] not in SECTIONS:
+            raise ValueError(f"{block[1].strip()}: there is no such part; parts are {', '.join(SECTIONS)}")
         return f"{block[1]}\n{SECTIONS[block['part']](trained)}\n\n{block[4]}"
 
     return _PART.sub(part, text)
@@ -69,13 +71,13 @@ def main() -> None:
     options = parser().parse_args()
     try:
         trained = read(options.experiment, options.results)
+        if not trained.results:
+            raise ValueError(f"{options.results / trained.experiment.name}: no result of {options.experiment} is there")
+        if not options.docs.is_dir():
+            raise ValueError(f"--docs {options.docs}: is no folder")
+        files = made(trained, options.docs)
     except (OSError, ValueError) as error:  # of files that are not there, or not what they should be
         parser().error(str(error))
-    if not trained.results:
-        parser().error(f"{options.results / trained.experiment.name}: no result of {options.experiment} is there")
-    if not options.docs.is_dir():
-        parser().error(f"--docs {options.docs}: is no folder")
-    files = made(trained, options.docs)
     if not any(path.suffix == ".md" for path in files):
         wanted = f"<!-- growth: {trained.experiment.name} recipes --> and <!-- end -->"
         print(f"No page in {options.docs} asks for tables: put {wanted} into one. Parts: {', '.join(SECTIONS)}.")

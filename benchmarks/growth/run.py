@@ -178,7 +178,7 @@ def check(options: argparse.Namespace, experiment: Experiment, text: str) -> Non
         raise ValueError(f"--only {options.only!r}: no run is called so; they are {'; '.join(names)}")
     if unknown := sorted(set(options.seeds or ()) - set(experiment.seeds)):
         raise ValueError(f"--seeds {unknown}: {options.experiment} has {experiment.seeds}")
-    if len(text) * HELD_OUT < experiment.block_size + 1:
+    if len(text) * HELD_OUT < experiment.block_size:
         raise ValueError(
             f"--text {options.text}: {len(text):,} characters are too few; the last tenth, which is held out, must "
             f"make a sample of {experiment.block_size}"
@@ -208,6 +208,9 @@ def train_missing(options: argparse.Namespace, experiment: Experiment, text: str
             folder.parent.mkdir(parents=True, exist_ok=True)
             try:
                 with FileLock(f"{folder}.lock", timeout=0):
+                    if path.exists():  # another process has trained it in this moment
+                        there += 1
+                        continue
                     found = {**train(experiment, variant, seed, text, folder), "text": facts}
                     write_whole(path, json.dumps(found) + "\n")
             except Timeout:
@@ -217,7 +220,7 @@ def train_missing(options: argparse.Namespace, experiment: Experiment, text: str
             spent = found["flops"] / 1e12
             print(f"{variant.name}, seed {seed}: loss {found['loss']:.4f}, {spent:.3g} TFLOP", flush=True)
     others = f"; others train {'; '.join(elsewhere)}" if elsewhere else ""
-    print(f"{there} runs are in {results}{others}; benchmarks.growth.page shows them")
+    print(f"{there} of the runs asked for are in {results}{others}; growth.page, with the same --results, shows them")
 
 
 if __name__ == "__main__":

@@ -115,7 +115,7 @@ def test_an_experiment(
     capsys.readouterr()
     run.main()  # what is there is not trained again
     said = capsys.readouterr().out
-    assert "TFLOP" not in said and "3 runs are in" in said
+    assert "TFLOP" not in said and "3 of the runs asked for are in" in said
     (tmp_path / "a.txt").write_text("Great oaks from little acorns grow. " * 200)
     with pytest.raises(SystemExit):
         run.main()

@@ -269,7 +269,7 @@ def test_written_once_and_for_all(
 
 
 def test_a_part_that_there_is_not(trained: Trained) -> None:
-    with pytest.raises(KeyError, match="figures"):
+    with pytest.raises(ValueError, match=r"figures.*there is no such part"):
         page.filled("<!-- growth: hand figures -->\n<!-- end -->", trained)
 
 

@@ -133,7 +133,7 @@ def test_a_table_that_no_page_asks_for_is_told(
     monkeypatch.setattr(tables, "pages", list)
     (tmp_path / "new.json").write_text((results.KEPT / "ddp.json").read_text())
     tables.put(write=True)
-    assert "new: no page asks for it, by <!-- table: new -->" in capsys.readouterr().out
+    assert "new: no page shows it as a whole, by <!-- table: new -->" in capsys.readouterr().out
 
 
 def test_nothing_is_kept_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
