@@ -34,6 +34,7 @@ from benchmarks.device.report import Place, as_data, markdown
 from benchmarks.device.speed import Speeds, sized
 from benchmarks.results import LIBRARIES, device, options_of
 from benchmarks.throughput import WARM_UP, Size
+from morphing_trainer.run.history import write_whole
 
 BEFORE_AND_AFTER = 15.0
 """Seconds of the budget for starting and for writing; a tenth of a small one."""
@@ -122,13 +123,6 @@ def place(said: float | None, tiny: bool, arguments: Sequence[str]) -> Place:
     return Place(device(), total_memory(), peak, source, versions, command, tiny)
 
 
-def write(path: Path, text: str) -> None:
-    """Whole, or as it was before."""
-    beside = path.with_name(f"{path.name}.part")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
-
-
 def new_file(text: str) -> Path:
     path = Path(text)
     if path.exists():
@@ -163,9 +157,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def written(account: Account) -> None:
         seconds = time.monotonic() - began
         if options.json:
-            write(options.json, json.dumps(as_data(account, where, seconds), indent=1, ensure_ascii=False) + "\n")
+            write_whole(options.json, json.dumps(as_data(account, where, seconds), indent=1, ensure_ascii=False) + "\n")
         if options.markdown:
-            write(options.markdown, markdown(account, where, seconds))
+            write_whole(options.markdown, markdown(account, where, seconds))
 
     tell(f"{where.device}, {options.minutes:g} minutes{', a tiny model: its figures mean nothing' if tiny else ''}")
     parts = tiny_parts(tell, options.compiled) if tiny else parts_for_a_gpu(tell)
